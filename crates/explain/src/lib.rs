@@ -1,0 +1,10 @@
+//! Ledger, rules and trends: from samples to findings. Pure: no file, no clock, no process is touched here.
+#![forbid(unsafe_code)]
+
+mod cause;
+mod finding;
+mod ledger;
+
+pub use cause::Cause;
+pub use finding::{Evidence, Finding, Lever, Not};
+pub use ledger::{Ledger, Line};

@@ -1,0 +1,15 @@
+//! Reads /proc, /sys and cgroups under a given root into plain samples; no judgement.
+//!
+//! Parsers take bytes, readers take a [`Root`]; both live side by side in the module of their file. A field
+//! that this kernel does not write is `None` or zero, never an error; a file that cannot be read is listed
+//! as [`Unread`].
+#![forbid(unsafe_code)]
+
+mod error;
+pub mod root;
+pub mod scan;
+mod units;
+
+pub use error::{ReadError, Unread};
+pub use root::Root;
+pub use units::{Bytes, Pages, page_size};
