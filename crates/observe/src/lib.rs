@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+pub mod host;
 pub mod root;
 pub mod scan;
 mod units;
