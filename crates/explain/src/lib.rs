@@ -3,7 +3,7 @@
 
 mod cause;
 mod finding;
-mod ledger;
+pub mod ledger;
 
 pub use cause::Cause;
 pub use finding::{Evidence, Finding, Lever, Not};

@@ -46,6 +46,11 @@ impl Vmalloc {
         Ok(Vmalloc { callers, stacks })
     }
 
+    /// True for a caller that allocates stacks of tasks.
+    pub fn is_stack(&self, caller: &str) -> bool {
+        STACK_CALLERS.contains(&caller.as_bytes())
+    }
+
     /// Of that, programs and maps of BPF.
     pub fn bpf(&self) -> Bytes {
         let is_bpf = |caller: &str| {

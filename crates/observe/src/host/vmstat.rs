@@ -8,6 +8,8 @@ keyed! {
     Vmstat, u64, blank, scan::number, {
         /// Pages of zsmalloc, the pool under zram and zswap.
         nr_zspages = b"nr_zspages",
+        /// Pages of struct page for memory added after boot (6.10 and later); boot's own are not in MemTotal.
+        nr_memmap = b"nr_memmap_pages",
         /// Pages the balloon driver took, since boot.
         balloon_inflate = b"balloon_inflate",
         /// Pages the balloon driver gave back, since boot.
@@ -59,6 +61,11 @@ impl Vmstat {
     /// Pages the balloon holds now. Drivers that lower MemTotal as they inflate count here too.
     pub fn balloon(&self) -> Pages {
         Pages(self.balloon_inflate.saturating_sub(self.balloon_deflate))
+    }
+
+    /// Pages of struct page that MemTotal includes.
+    pub fn memmap(&self) -> Pages {
+        Pages(self.nr_memmap)
     }
 
     /// Pages of zsmalloc now.

@@ -5,6 +5,10 @@
 //! line that would exceed what is left is cut, and the cut is remembered as `overlap`, because counters are
 //! read one after another while they move, and a few kernel counters do overlap.
 
+mod host;
+
+pub use host::host;
+
 use ebbtide_observe::Bytes;
 use serde::Serialize;
 
