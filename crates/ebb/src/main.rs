@@ -1,2 +1,40 @@
-//! The command.
-fn main() {}
+//! `ebb`: where the memory went, whether that is a leak, and how to get it back.
+//!
+//! The command only presents: arguments in ([`cli`]), one verb called, text or JSON out ([`render`]). Exit
+//! status: 0 clean, 1 findings (the host report and `explain` only), 2 error.
+#![forbid(unsafe_code)]
+
+mod causes;
+mod cli;
+mod escape;
+mod host;
+mod render;
+
+use clap::Parser;
+use cli::{Cli, Verb};
+use std::process::ExitCode;
+
+/// Exit status of an error; clap uses the same one for arguments that make no sense.
+const ERROR: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(status) => status,
+        Err(error) => {
+            let bad = render::BAD;
+            let text = format!("{error:#}");
+            anstream::eprintln!("{bad}ebb:{bad:#} {}", escape::escape(&text));
+            ExitCode::from(ERROR)
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.verb {
+        None => host::run(&cli.host),
+        Some(Verb::Causes(args)) => causes::run(&args),
+        Some(Verb::Completions(args)) => cli::completions(&args),
+        Some(Verb::Man(args)) => cli::man_pages(&args),
+    }
+}

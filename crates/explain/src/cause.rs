@@ -68,6 +68,19 @@ impl Cause {
     }
 }
 
+impl Cause {
+    /// Where findings of this cause stand among others: what refuses memory now comes first, what holds memory
+    /// next (by size), what only looks like memory last.
+    pub(crate) const fn urgency(self) -> u8 {
+        match self {
+            Cause::OvercommitRefusal | Cause::OtherLimit | Cause::LimitsExceedBox => 0,
+            Cause::VirtualOnly | Cause::CountedTwice => 2,
+            Cause::Undetermined => 3,
+            _ => 1,
+        }
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.id())

@@ -4,7 +4,10 @@
 mod cause;
 mod finding;
 pub mod ledger;
+pub mod rules;
+mod text;
 
 pub use cause::Cause;
 pub use finding::{Evidence, Finding, Lever, Not};
 pub use ledger::{Ledger, Line};
+pub use text::count;

@@ -1,0 +1,97 @@
+//! The command line: one definition for parsing, `--help`, completions and man pages.
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Shows where memory went, says whether that is a leak, and gets it back.
+#[derive(Debug, Parser)]
+#[command(name = "ebb", version, args_conflicts_with_subcommands = true, max_term_width = 100)]
+#[command(after_help = "Exit status: 0 nothing is wrong, 1 there are findings, 2 an error.\n\
+    Without a verb ebb reports on this host. As root it sees more; what it cannot read it names.")]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: Option<Verb>,
+    /// Without a verb: the host report.
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// What each cause is, how to see it by hand, what helps
+    Causes(CausesArgs),
+    /// Write a shell's completion script to standard output
+    Completions(CompletionsArgs),
+    /// Write the man pages into a directory
+    #[command(hide = true)]
+    Man(ManArgs),
+}
+
+/// `ebb`: the host.
+#[derive(Debug, Args)]
+pub(crate) struct HostArgs {
+    #[command(flatten)]
+    pub(crate) output: Output,
+    /// Every line of the ledger and all evidence
+    #[arg(long, short)]
+    pub(crate) all: bool,
+}
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Output {
+    /// Write JSON (schema_version 1; bytes are integers)
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `ebb causes`.
+#[derive(Debug, Args)]
+pub(crate) struct CausesArgs {
+    /// The cause, as findings name it; all of them, a line each, if left out
+    pub(crate) id: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `ebb completions`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// `ebb man`.
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// The directory to write ebb.1, ebb-causes.1 and so on into
+    pub(crate) directory: PathBuf,
+}
+
+/// Writes the completion script of a shell.
+pub(crate) fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "ebb", &mut script);
+    crate::render::print(&String::from_utf8(script)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes a man page for `ebb` and for each verb.
+pub(crate) fn man_pages(args: &ManArgs) -> anyhow::Result<ExitCode> {
+    std::fs::create_dir_all(&args.directory)?;
+    clap_mangen::generate_to(Cli::command(), &args.directory)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

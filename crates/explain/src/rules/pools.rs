@@ -1,0 +1,117 @@
+//! `reserved-pool`, `physical-fragmentation` and `overcommit-refusal` of the whole host: memory that is free
+//! and cannot be had.
+
+use super::{Host, worth};
+use crate::{Cause, Finding};
+use ebbtide_observe::host::Zone;
+use ebbtide_observe::{Bytes, Pages};
+
+pub(super) fn reserved(host: &Host) -> Vec<Finding> {
+    let idle: Bytes = host.sample.huge_pools.iter().map(|pool| pool.idle()).sum();
+    if idle < worth(host.sample.meminfo.mem_total) {
+        return Vec::new();
+    }
+    let summary = format!(
+        "{idle} is reserved as hugetlb pages that nobody uses. Only programs that ask for hugetlb pages can have it."
+    );
+    let mut finding = Finding::new(Cause::ReservedPool, idle, 0.97, summary);
+    for pool in host.sample.huge_pools.iter().filter(|pool| pool.total > 0) {
+        let says = format!("{} pages, {} free, {} of them promised", pool.total, pool.free, pool.reserved);
+        finding = finding.evidence(format!("/sys/kernel/mm/hugepages, {} pages", pool.page), says);
+    }
+    for pool in host.sample.huge_pools.iter().filter(|pool| pool.idle() > Bytes::ZERO) {
+        let keep = pool.total.saturating_sub(pool.free.saturating_sub(pool.reserved));
+        let kib = pool.page.0 / 1024;
+        let command = format!("echo {keep} > /sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages");
+        finding = finding.lever(
+            "shrink-pool",
+            command,
+            pool.idle(),
+            "a program that starts later and wants them may not get them",
+        );
+    }
+    vec![
+        finding
+            .not(Cause::Leak, "set aside at boot or by vm.nr_hugepages, not lost")
+            .not(Cause::KernelLeak, "HugePages_Free accounts for it"),
+    ]
+}
+
+/// Order from which on the kernel's larger allocations fail where memory is in splinters (jumbo frames, kernel
+/// stacks without vmalloc, drivers): 64 KiB with 4 KiB pages.
+const HIGH_ORDER: usize = 4;
+
+/// Below this share of a zone's free memory in blocks of that order, it is fragmented: a healthy zone of this
+/// size has 0.6 and more there.
+const SPLINTERED: f64 = 0.02;
+
+pub(super) fn fragmented(host: &Host) -> Vec<Finding> {
+    let mem = &host.sample.meminfo;
+    // The rest of a nearly full machine is always in splinters: that is shortage, not fragmentation.
+    let plenty = |zone: &Zone| {
+        let floor = (zone.high * 2).bytes().max(worth(mem.mem_total));
+        zone.free.bytes() >= floor && !zone.free_blocks.is_empty()
+    };
+    let zones: Vec<&Zone> = host.sample.zones.zones.iter().filter(|zone| plenty(zone)).collect();
+    let free: Bytes = zones.iter().map(|zone| zone.free.bytes()).sum();
+    let usable: Bytes = zones.iter().map(|zone| zone.free_at_or_above(HIGH_ORDER).bytes()).sum();
+    if zones.is_empty() || usable.share_of(free) >= SPLINTERED {
+        return Vec::new();
+    }
+    let summary = format!(
+        "{free} is free, but only {usable} of it in blocks of {} or more: an allocation of that size fails with memory to spare.",
+        Pages(1 << HIGH_ORDER).bytes()
+    );
+    let vmstat = &host.sample.vmstat;
+    let mut finding = Finding::new(Cause::PhysicalFragmentation, free, 0.85, summary);
+    for zone in zones {
+        let blocks: Vec<String> = zone.free_blocks.iter().map(u64::to_string).collect();
+        finding = finding.evidence(
+            "/proc/buddyinfo",
+            format!("node {} zone {}: free blocks by order {}", zone.node, zone.name, blocks.join(" ")),
+        );
+    }
+    vec![
+        finding
+            .evidence(
+                "/proc/vmstat",
+                format!("compact_stall {}, compact_fail {}", vmstat.compact_stall, vmstat.compact_fail),
+            )
+            .not(Cause::Leak, "the memory is free; it is only in small pieces")
+            .lever(
+                "compact",
+                "echo 1 > /proc/sys/vm/compact_memory",
+                Bytes::ZERO,
+                "moves movable pages together; takes kernel time, frees nothing",
+            ),
+    ]
+}
+
+/// Mode 2 refuses when this little of the commit limit is left.
+const NEARLY_COMMITTED: f64 = 0.95;
+
+/// ... while this much of RAM could still be had.
+const TO_SPARE: f64 = 0.20;
+
+pub(super) fn strict_overcommit(host: &Host) -> Vec<Finding> {
+    let mem = &host.sample.meminfo;
+    let strict = host.sample.sysctls.get("vm/overcommit_memory") == Some(2);
+    let full = mem.committed_as.share_of(mem.commit_limit) >= NEARLY_COMMITTED;
+    if !strict || !full || mem.mem_available.share_of(mem.mem_total) < TO_SPARE {
+        return Vec::new();
+    }
+    let left = mem.commit_limit - mem.committed_as;
+    let summary = format!(
+        "the kernel refuses memory by its books, not for lack of it: {} of the {} that overcommit mode 2 allows are \
+         promised, while {} of RAM is available.",
+        mem.committed_as, mem.commit_limit, mem.mem_available
+    );
+    let ratio = host.sample.sysctls.get("vm/overcommit_ratio").unwrap_or(50);
+    vec![
+        Finding::new(Cause::OvercommitRefusal, mem.mem_available, 0.95, summary)
+            .evidence("/proc/meminfo", format!("Committed_AS {}, CommitLimit {}, {left} left", mem.committed_as, mem.commit_limit))
+            .evidence("/proc/sys/vm", format!("overcommit_memory 2, overcommit_ratio {ratio}"))
+            .not(Cause::Leak, "nothing has to have grown: address space is charged when it is asked for, not when it is touched")
+            .lever("commit-limit", "sysctl vm.overcommit_ratio=90", Bytes::ZERO, "promises more than half of RAM: what is promised may then be missing when touched"),
+    ]
+}
