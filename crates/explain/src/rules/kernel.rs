@@ -185,3 +185,52 @@ fn unaccounted(host: &Host) -> Option<Finding> {
             ),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{causes, gib, healthy, mib};
+    use super::*;
+    use ebbtide_observe::Pages;
+    use ebbtide_observe::host::{Arc, Zram};
+
+    #[test]
+    fn unread_sockets() {
+        let mut s = healthy();
+        s.meminfo.mem_free = s.meminfo.mem_free - mib(765);
+        s.sockstat.tcp_mem = Pages(196_026);
+        s.sockstat.tcp_alloc = 405;
+        assert_eq!(causes(&s), [Cause::KernelPages]);
+        s.sockstat.tcp_alloc = 4;
+        assert_eq!(causes(&s), [Cause::KernelLeak], "memory no socket can own");
+        s = healthy();
+        s.sockstat.tcp_mem = Pages(2560);
+        assert_eq!(causes(&s), [], "10 MiB in flight is ordinary");
+    }
+
+    #[test]
+    fn unix_sockets_count_too() {
+        let mut s = healthy();
+        s.meminfo.mem_free = s.meminfo.mem_free - mib(400);
+        s.unix_sockets.queued = mib(400);
+        s.unix_sockets.count = 300;
+        assert_eq!(causes(&s), [Cause::KernelPages]);
+    }
+
+    #[test]
+    fn caches_outside_meminfo() {
+        let mut s = healthy();
+        s.meminfo.mem_free = s.meminfo.mem_free - gib(5);
+        assert_eq!(causes(&s), [Cause::KernelPages], "unaccounted for");
+        s.arc = Some(Arc { size: gib(5), evictable: gib(4), ..Arc::default() });
+        assert_eq!(causes(&s), [Cause::KernelPages], "the ARC explains it, once");
+        s.arc = None;
+        s.zram = vec![Zram {
+            name: "zram0".into(),
+            original: gib(9),
+            compressed: gib(4),
+            used: gib(5),
+            peak: gib(5),
+        }];
+        assert_eq!(causes(&s), [Cause::KernelPages]);
+    }
+}

@@ -38,3 +38,52 @@ fn ordered(mut findings: Vec<Finding>) -> Vec<Finding> {
     findings.sort_by_key(|finding| (finding.cause.urgency(), std::cmp::Reverse(finding.bytes)));
     findings
 }
+
+#[cfg(test)]
+mod testing {
+    //! A healthy 16 GiB host that tests make ill.
+
+    use super::*;
+    use crate::{Cause, ledger};
+    use ebbtide_observe::host::{DentryState, Meminfo};
+
+    pub(super) fn gib(n: u64) -> Bytes {
+        Bytes::from_gib(n)
+    }
+
+    pub(super) fn mib(n: u64) -> Bytes {
+        Bytes::from_mib(n)
+    }
+
+    pub(super) fn healthy() -> HostSample {
+        let meminfo = Meminfo {
+            mem_total: gib(16),
+            mem_free: gib(6),
+            mem_available: gib(12),
+            cached: gib(7),
+            shmem: mib(200),
+            anon_pages: mib(2400),
+            s_reclaimable: mib(300),
+            s_unreclaim: mib(100),
+            page_tables: mib(20),
+            ..Meminfo::default()
+        };
+        let dentries = DentryState { dentries: 200_000, unused: 180_000, negative: 40_000 };
+        HostSample { meminfo, dentries, ..HostSample::default() }
+    }
+
+    pub(super) fn causes(sample: &HostSample) -> Vec<Cause> {
+        let ledger = ledger::host(sample, Vec::new(), Vec::new());
+        let findings = host(&Host { sample, ledger: &ledger });
+        for finding in &findings {
+            assert!(!finding.evidence.is_empty() && !finding.not.is_empty(), "{finding:?}");
+            assert!(finding.returnable <= finding.bytes, "{finding:?}");
+        }
+        findings.iter().map(|finding| finding.cause).collect()
+    }
+
+    #[test]
+    fn a_healthy_host_has_no_finding() {
+        assert_eq!(causes(&healthy()), []);
+    }
+}

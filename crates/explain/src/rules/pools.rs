@@ -115,3 +115,58 @@ pub(super) fn strict_overcommit(host: &Host) -> Vec<Finding> {
             .lever("commit-limit", "sysctl vm.overcommit_ratio=90", Bytes::ZERO, "promises more than half of RAM: what is promised may then be missing when touched"),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{causes, gib, healthy};
+    use super::*;
+    use ebbtide_observe::host::HugePool;
+
+    #[test]
+    fn an_unused_pool() {
+        let mut s = healthy();
+        let page = Bytes::from_mib(2);
+        s.meminfo.mem_free = s.meminfo.mem_free - gib(2);
+        s.meminfo.hugetlb = gib(2);
+        s.huge_pools = vec![HugePool { page, total: 1024, free: 1024, reserved: 0, surplus: 0 }];
+        assert_eq!(causes(&s), [Cause::ReservedPool]);
+        s.huge_pools[0].free = 10;
+        assert_eq!(causes(&s), [], "in use");
+        s.huge_pools[0] = HugePool { page, total: 1024, free: 1024, reserved: 1020, surplus: 0 };
+        assert_eq!(causes(&s), [], "promised");
+    }
+
+    #[test]
+    fn splinters() {
+        let mut s = healthy();
+        let zone = |free_blocks: Vec<u64>| Zone {
+            name: "Normal".into(),
+            free: Pages(free_blocks.iter().enumerate().map(|(order, n)| n << order).sum()),
+            high: Pages(10_000),
+            free_blocks,
+            ..Zone::default()
+        };
+        s.zones.zones = vec![zone(vec![426_212, 90_000, 30_000, 2_000, 100, 0, 0, 0, 0, 0, 0])];
+        assert_eq!(causes(&s), [Cause::PhysicalFragmentation]);
+        s.zones.zones = vec![zone(vec![426_212, 90_000, 30_000, 2_000, 1167, 50, 20, 10, 10, 10, 100])];
+        assert_eq!(causes(&s), [], "enough large blocks");
+        s.zones.zones = vec![zone(vec![9_000, 90, 0, 0, 0, 0, 0, 0, 0, 0, 0])];
+        assert_eq!(causes(&s), [], "nearly full is not fragmented");
+    }
+
+    #[test]
+    fn strict_books() {
+        let mut s = healthy();
+        s.meminfo.commit_limit = gib(8);
+        s.meminfo.committed_as = gib(8);
+        assert_eq!(causes(&s), [], "mode 0 does not look at the limit");
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("proc/sys/vm")).unwrap();
+        std::fs::write(dir.path().join("proc/sys/vm/overcommit_memory"), "2\n").unwrap();
+        let root = ebbtide_observe::Root::at(dir.path()).unwrap();
+        s.sysctls = ebbtide_observe::host::Sysctls::read(&root);
+        assert_eq!(causes(&s), [Cause::OvercommitRefusal]);
+        s.meminfo.committed_as = gib(5);
+        assert_eq!(causes(&s), []);
+    }
+}

@@ -104,3 +104,41 @@ fn base(host: &Host, finding: Finding) -> Finding {
         )
         .not(Cause::KernelLeak, "SReclaimable, not SUnreclaim: the kernel has a shrinker for it")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{causes, healthy, mib};
+    use super::*;
+    use ebbtide_observe::host::{DentryState, Slabs};
+
+    #[test]
+    fn many_negative_dentries() {
+        let mut s = healthy();
+        s.dentries = DentryState { dentries: 659_000, unused: 655_000, negative: 649_741 };
+        assert_eq!(causes(&s), [Cause::SlabReclaimable]);
+        s.dentries.negative = 100_000;
+        assert_eq!(causes(&s), [], "few of them negative");
+        s.dentries = DentryState { dentries: 60_000, unused: 59_000, negative: 58_000 };
+        assert_eq!(causes(&s), [], "too few to matter");
+    }
+
+    #[test]
+    fn their_names_count_with_them() {
+        let mut s = healthy();
+        s.dentries = DentryState { dentries: 100_000, unused: 99_000, negative: 50_000 };
+        s.slabs = Some(Slabs::parse(
+            b"dentry 1 1 192 21 1 : tunables 0 0 0 : slabdata 0 25600 0\n\
+              kmalloc-rcl-64 1 1 64 64 1 : tunables 0 0 0 : slabdata 0 2560 0\n",
+        ));
+        let ledger = crate::ledger::host(&s, vec![], vec![]);
+        let findings = rule(&Host { sample: &s, ledger: &ledger });
+        assert_eq!(findings[0].bytes, mib(55));
+    }
+
+    #[test]
+    fn large_positive_caches() {
+        let mut s = healthy();
+        s.meminfo.s_reclaimable = mib(3000);
+        assert_eq!(causes(&s), [Cause::SlabReclaimable]);
+    }
+}
