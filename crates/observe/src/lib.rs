@@ -6,11 +6,15 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod escape;
 pub mod host;
+pub mod process;
 pub mod root;
 pub mod scan;
 mod units;
 
 pub use error::{ReadError, Unread};
+pub use escape::Escaped;
+pub use process::Process;
 pub use root::Root;
 pub use units::{Bytes, Pages, page_size};

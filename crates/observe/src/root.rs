@@ -6,7 +6,7 @@
 //! and buffers are the caller's, so that reading thousands of processes allocates nothing per file.
 
 use crate::error::ReadError;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, openat};
 use std::path::{Path, PathBuf};
 
@@ -39,6 +39,22 @@ impl Root {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&dir, flags, Mode::empty()).map_err(|e| ReadError::new(&dir, e))?;
         Ok(Root { dir, fd, live })
+    }
+
+    /// Directory `path` below this root as a root of its own. It stays that very directory: a process's
+    /// directory held this way answers ESRCH or ENOENT once the process has ended, even when its pid is used
+    /// again.
+    pub fn sub(&self, path: impl AsRef<Path>) -> Result<Root, ReadError> {
+        let dir = self.path(&path);
+        let path = path.as_ref().strip_prefix("/").unwrap_or(path.as_ref());
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = openat(&self.fd, path, flags, Mode::empty()).map_err(|e| ReadError::new(&dir, e))?;
+        Ok(Root { dir, fd, live: self.live })
+    }
+
+    /// The root's directory, for system calls relative to it.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// True for the machine this runs on: only there do system calls about processes and file systems tell
