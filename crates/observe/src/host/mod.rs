@@ -3,6 +3,7 @@
 //! [`HostSample`] is one look at all of them. Only /proc/meminfo is indispensable; every other file that cannot
 //! be read leaves its field empty and a line in `unread`.
 
+pub mod bpf;
 mod keyed;
 mod knobs;
 mod meminfo;
@@ -64,6 +65,8 @@ pub struct HostSample {
     pub arc: Option<Arc>,
     /// zram devices.
     pub zram: Vec<Zram>,
+    /// Maps and programs of BPF (only on a live machine); empty without the right to list them.
+    pub bpf: Vec<bpf::BpfObject>,
     /// hugetlb pools.
     pub huge_pools: Vec<HugePool>,
     /// Transparent huge pages and KSM.
@@ -103,6 +106,7 @@ impl HostSample {
             },
             arc: keep.or_default("ZFS cache (arcstats)", Arc::read(root)),
             zram: Zram::read(root),
+            bpf: if root.is_live() { bpf::read(root).unwrap_or_default() } else { Vec::new() },
             huge_pools: HugePool::read(root),
             huge: HugeAndMerged::read(root),
             unread: Vec::new(),
