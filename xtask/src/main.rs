@@ -1,2 +1,40 @@
-//! Own commands.
-fn main() {}
+//! The project's own commands, run as `cargo xtask NAME`: what a contributor and CI need beyond cargo.
+
+mod deps;
+mod test;
+mod vm;
+mod vm_command;
+mod vm_test;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's own commands")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing, then run every test: the workspace's, the lab, the virtual machine's
+    Test(test::Args),
+    /// Run a command on Debian's kernel in a virtual machine
+    Vm(Box<vm_command::Args>),
+    /// Run the tests that need a virtual machine
+    VmTest(vm_test::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().task {
+        Task::Test(args) => test::run(&args),
+        Task::Vm(args) => vm_command::run(&args),
+        Task::VmTest(args) => vm_test::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(2)
+    })
+}

@@ -1,0 +1,78 @@
+//! What the tests and benches need from the machine beyond a Rust toolchain. Invariant: nothing is installed
+//! unless it is missing, and without root nothing is changed: the command to run is printed instead.
+
+use crate::workspace::{run, which};
+use anyhow::Result;
+use std::process::Command;
+
+/// A Debian package that a command here needs.
+pub(crate) struct Package {
+    name: &'static str,
+    /// A program or file of it, by which its presence is judged.
+    shown_by: &'static str,
+    why: &'static str,
+}
+
+const fn package(name: &'static str, shown_by: &'static str, why: &'static str) -> Package {
+    Package { name, shown_by, why }
+}
+
+/// For the tests of the workspace and the lab.
+pub(crate) const TEST: &[Package] = &[
+    package("redis-server", "redis-server", "ebb fork is tested against a real BGSAVE"),
+    package("redis-tools", "redis-cli", "drives redis-server"),
+    package("gcc", "gcc", "test programs in C"),
+    package("libc6-dev", "/usr/include/stdio.h", "test programs in C"),
+];
+
+/// For the virtual machine.
+pub(crate) const VM: &[Package] = &[
+    package("qemu-system-x86", "qemu-system-x86_64", "runs the virtual machine"),
+    package("busybox-static", "busybox", "the virtual machine's init and shell"),
+    package("kmod", "modprobe", "knows the order in which kernel modules load"),
+    package("xz-utils", "xz", "Debian 13 packs its kernel modules"),
+    package("make", "make", "builds the lab's kernel module"),
+    package("gcc-12", "gcc-12", "builds the lab's kernel module, as it built Debian 12's kernel"),
+    package("util-linux", "setpriv", "ends the virtual machine when its starter is killed"),
+];
+
+/// The packages of `tables` that are missing here.
+pub(crate) fn missing(tables: &[&'static [Package]]) -> Vec<&'static Package> {
+    tables.iter().flat_map(|table| table.iter()).filter(|package| which(package.shown_by).is_none()).collect()
+}
+
+/// Installs what is missing of `tables` when root on a machine with apt-get; else says what is missing and
+/// which command installs it. Returns the names of the packages still missing.
+pub(crate) fn provide(tables: &[&'static [Package]]) -> Result<Vec<&'static str>> {
+    let names = |packages: Vec<&Package>| packages.iter().map(|package| package.name).collect::<Vec<_>>();
+    let wanted = missing(tables);
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    for package in &wanted {
+        println!("missing: {:<18} {}", package.name, package.why);
+    }
+    let wanted = names(wanted);
+    if !rustix::process::geteuid().is_root() || which("apt-get").is_none() {
+        println!(
+            "install with: apt-get update && apt-get install --no-install-recommends {}",
+            wanted.join(" ")
+        );
+        return Ok(wanted);
+    }
+    install(&wanted)?;
+    Ok(names(missing(tables)))
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    let apt_get = || {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(["--quiet", "--quiet"]);
+        command
+    };
+    // Package lists of other, unreachable sources may fail to update without harm to this one.
+    if let Err(error) = run(apt_get().arg("update")) {
+        println!("{error}; trying to install all the same");
+    }
+    run(apt_get().args(["install", "--yes", "--no-install-recommends"]).args(packages))
+}

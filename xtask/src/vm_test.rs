@@ -1,0 +1,114 @@
+//! `cargo xtask vm-test`: the tests that need a virtual machine. Each case boots a machine of its own, so no
+//! case can spoil another. Invariant: a case that cannot run here is reported as skipped, with its reason.
+
+use crate::vm::{Kernel, Output, Release, Vm};
+use anyhow::{Result, ensure};
+use ebbtide_observe::Bytes;
+use std::process::ExitCode;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run only the cases whose name contains this
+    filter: Option<String>,
+}
+
+/// How a case that did not fail ended.
+enum Outcome {
+    Passed,
+    Skipped(String),
+}
+
+struct Case {
+    name: String,
+    run: Box<dyn Fn() -> Result<Outcome>>,
+}
+
+impl Case {
+    fn new(name: impl Into<String>, run: impl Fn() -> Result<Outcome> + 'static) -> Case {
+        Case { name: name.into(), run: Box::new(run) }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    let wanted = |case: &Case| args.filter.as_ref().is_none_or(|word| case.name.contains(word.as_str()));
+    for case in cases().into_iter().filter(wanted) {
+        match (case.run)() {
+            Ok(Outcome::Passed) => {
+                passed += 1;
+                println!("ok       {}", case.name);
+            }
+            Ok(Outcome::Skipped(why)) => {
+                skipped += 1;
+                println!("skipped: {}: {why}", case.name);
+            }
+            Err(error) => {
+                failed += 1;
+                println!("FAILED   {}: {error:#}", case.name);
+            }
+        }
+    }
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = Release::ALL.map(|release| with_kernel("guest", release, guest)).into();
+    cases.push(with_kernel("panic", Release::Bookworm, panic));
+    cases
+}
+
+/// A case on a release's kernel. Bookworm's must be there; Debian moves older releases to archives that not
+/// every mirror has, so without theirs the case is skipped.
+fn with_kernel(name: &str, release: Release, run: fn(Kernel) -> Result<Outcome>) -> Case {
+    Case::new(format!("{name} on {}", release.suite()), move || match Kernel::debian(release, None) {
+        Ok(kernel) => run(kernel),
+        Err(error) if release == Release::Bookworm => Err(error),
+        Err(error) => Ok(Outcome::Skipped(format!("{error:#}"))),
+    })
+}
+
+/// The machine itself: the right kernel, its devices, byte-exact output, exit codes.
+fn guest(kernel: Kernel) -> Result<Outcome> {
+    const SCRIPT: &str = r#"
+        uname -r
+        cat /sys/fs/cgroup/cgroup.subtree_control
+        cat /proc/swaps
+        grep ' /mnt ' /proc/mounts
+        head -c 1 /proc/pressure/memory; echo
+        echo 200 >/dev/host; read answer </dev/host; echo "balloon: $answer"
+        total() { awk '/^MemTotal/ { print $2 }' /proc/meminfo; }
+        tries=0
+        while [ "$(total)" -gt 350000 ] && [ $tries -lt 100 ]; do tries=$((tries + 1)); sleep 0.1; done
+        echo "MemTotal: $(total)"
+        printf 'raw \r\n\t\0\036 bytes'
+        echo oops >&2
+        exit 7"#;
+    let version = kernel.version().unwrap_or_default().to_owned();
+    let vm = Vm::new(kernel).memory(Bytes(512 << 20)).swap(Bytes(64 << 20)).zram(Bytes(32 << 20));
+    let output = vm.disk(Bytes(64 << 20)).balloon().run(&["sh", "-c", SCRIPT])?;
+    let said = text(&output);
+    for part in [&version, "memory", "/dev/vda ", "/dev/zram0 ", "/dev/vdb /mnt ext2", "\ns\n", "balloon: ok"]
+    {
+        ensure!(said.contains(part), "no {part:?} in {said}");
+    }
+    let total: u64 =
+        said.split("MemTotal: ").nth(1).and_then(|s| s.lines().next()?.parse().ok()).unwrap_or(0);
+    ensure!((200_000..350_000).contains(&total), "the balloon left {total} KiB of 512 MiB less 200 MiB");
+    ensure!(output.stdout.ends_with(b"raw \r\n\t\0\x1e bytes"), "output was changed on its way: {said}");
+    ensure!(output.stderr == b"oops\n", "standard error was {:?}", String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status == 7, "exit code {} instead of 7", output.status);
+    Ok(Outcome::Passed)
+}
+
+/// A kernel panic is an error that names itself, at once and not at the time limit.
+fn panic(kernel: Kernel) -> Result<Outcome> {
+    let result = Vm::new(kernel).run(&["sh", "-c", "echo c >/proc/sysrq-trigger"]);
+    let error = result.err().map(|error| error.to_string()).unwrap_or_default();
+    ensure!(error.contains("its kernel says:") && error.contains("Kernel panic"), "said {error:?}");
+    Ok(Outcome::Passed)
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
