@@ -1,6 +1,7 @@
 //! The project's own commands, run as `cargo xtask NAME`: what a contributor and CI need beyond cargo.
 
 mod deps;
+mod lab;
 mod test;
 mod vm;
 mod vm_command;
@@ -21,6 +22,8 @@ struct Args {
 enum Task {
     /// Install what is missing, then run every test: the workspace's, the lab, the virtual machine's
     Test(test::Args),
+    /// Make real incidents and check what ebb says of them
+    Lab(lab::Args),
     /// Run a command on Debian's kernel in a virtual machine
     Vm(Box<vm_command::Args>),
     /// Run the tests that need a virtual machine
@@ -30,6 +33,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Args::parse().task {
         Task::Test(args) => test::run(&args),
+        Task::Lab(args) => lab::run(&args),
         Task::Vm(args) => vm_command::run(&args),
         Task::VmTest(args) => vm_test::run(&args),
     };

@@ -1,0 +1,136 @@
+//! `slab-reclaimable`: dentries and inodes that look-ups left behind.
+//!
+//! A tmpfs keeps no negative dentries (simple_dentry_operations deletes them), so the names are looked up on a
+//! disk's file system.
+
+use crate::actor::Actor;
+use crate::case::{Case, Need, Noise, Truth, is};
+use crate::cgroup;
+use crate::procfs;
+use crate::stage::Stage;
+use anyhow::{Result, ensure};
+use ebbtide_observe::Bytes;
+use std::fs;
+use std::path::Path;
+
+const TRUTH: Truth = is("slab-reclaimable").near("slab_growth", 10);
+const NEGATIVE: Truth = TRUTH.says(&["negative"]);
+const NEEDS: &[Need] = &[Need::Root, Need::Disk(Bytes::from_mib(1))];
+
+/// The cases.
+pub(super) const CASES: &[Case] = &[
+    Case::host("slab-reclaimable/600k", "600,000 stats of missing names", NEGATIVE, |s| {
+        missing(s, 600_000, 1, SHORT)
+    })
+    .needs(NEEDS),
+    Case::host("slab-reclaimable/300k", "300,000 stats of missing names", NEGATIVE, |s| {
+        missing(s, 300_000, 1, SHORT)
+    })
+    .needs(NEEDS),
+    Case::host(
+        "slab-reclaimable/long-names",
+        "300,000 stats of missing names of 100 letters",
+        NEGATIVE,
+        |s| missing(s, 300_000, 1, LONG),
+    )
+    .needs(NEEDS),
+    Case::host(
+        "slab-reclaimable/many-directories",
+        "600,000 missing names in 2,000 directories",
+        NEGATIVE,
+        |s| missing(s, 600_000, 2_000, SHORT),
+    )
+    .needs(NEEDS),
+    Case::host(
+        "slab-reclaimable/beside-page-cache",
+        "600,000 missing names beside 2 GB just read",
+        NEGATIVE,
+        |s| missing(s, 600_000, 1, SHORT),
+    )
+    .needs(NEEDS)
+    .noise(&[Noise::PageCache(Bytes::from_gib(2))]),
+    Case::host(
+        "slab-reclaimable/beside-work",
+        "600,000 missing names beside a busy process and 60 small ones",
+        NEGATIVE,
+        |s| missing(s, 600_000, 1, SHORT),
+    )
+    .needs(NEEDS)
+    .noise(&[Noise::Busy, Noise::Small(60)]),
+    Case::host("slab-reclaimable/inodes", "100,000 empty files, all looked at", TRUTH, inodes).needs(NEEDS),
+    Case::cgroup(
+        "slab-reclaimable/cgroup",
+        "300,000 missing names charged to a cgroup",
+        is("slab-reclaimable"),
+        |s| in_cgroup(s, 300_000),
+    )
+    .needs(&[Need::Root, Need::MemoryCgroup, Need::Disk(Bytes::from_mib(1))]),
+];
+
+/// Below the 40 bytes (32 before 6.x) that a dentry holds itself.
+const SHORT: usize = 8;
+/// Above them: the name has an allocation of its own.
+const LONG: usize = 100;
+
+/// Looks `count` names up that are in none of `directories` directories. 600,000 short ones are 110 MB.
+fn missing(stage: &mut Stage, count: u32, directories: u32, letters: usize) -> Result<()> {
+    let count = stage.machine.count(count);
+    let dir = stage.disk_dir(Bytes::ZERO)?;
+    for n in 0..directories {
+        fs::create_dir(dir.join(n.to_string()))?;
+    }
+    let (slab, negative) = (procfs::meminfo()?.bytes("SReclaimable")?, procfs::negative_dentries()?);
+    look_up(&dir, count, directories, letters)?;
+    grown(stage, slab, Bytes(u64::from(count) * 150))?;
+    let negative = procfs::negative_dentries()?.saturating_sub(negative);
+    stage.figure("negative_dentries", negative);
+    ensure!(negative >= u64::from(count) * 9 / 10, "{count} look-ups left {negative} negative dentries");
+    Ok(())
+}
+
+fn look_up(dir: &Path, count: u32, directories: u32, letters: usize) -> Result<()> {
+    for n in 0..count {
+        let path = dir.join((n % directories).to_string()).join(format!("{n:0letters$}"));
+        ensure!(fs::symlink_metadata(&path).is_err(), "{} exists", path.display());
+    }
+    Ok(())
+}
+
+fn grown(stage: &mut Stage, before: Bytes, least: Bytes) -> Result<()> {
+    let after = procfs::meminfo()?.bytes("SReclaimable")?;
+    stage.bytes("sreclaimable", after);
+    stage.at_least("slab_growth", after - before, least)
+}
+
+/// Files whose inodes stay cached: about 1.2 KB each on ext4.
+fn inodes(stage: &mut Stage) -> Result<()> {
+    let count = stage.machine.count(100_000);
+    let dir = stage.disk_dir(Bytes::ZERO)?;
+    let before = procfs::meminfo()?.bytes("SReclaimable")?;
+    for n in 0..count {
+        fs::File::create(dir.join(n.to_string()))?;
+    }
+    grown(stage, before, Bytes(u64::from(count) * 600))
+}
+
+/// Look-ups by a process in a cgroup of 1 GB: its charge is kernel memory, its own resident set next to none.
+fn in_cgroup(stage: &mut Stage, count: u32) -> Result<()> {
+    let Some(memory) = cgroup::memory() else { anyhow::bail!("no memory controller") };
+    let group = memory.create(&mut stage.journal, "dentries")?;
+    group.limit(stage.size(Bytes::from_gib(1)))?;
+    let dir = stage.disk_dir(Bytes::ZERO)?;
+    let count = stage.machine.count(count);
+    fs::create_dir(dir.join("0"))?;
+    let inside = group.clone();
+    let actor = Actor::ready(move |line| {
+        inside.enter()?;
+        look_up(&dir, count, 1, SHORT)?;
+        line.ready()?;
+        line.park()
+    })?;
+    stage.cast(actor);
+    stage.bytes("usage", group.usage()?);
+    stage.at_least("kernel", group.kernel()?, Bytes(u64::from(count) * 150))?;
+    stage.target_group(&group);
+    Ok(())
+}
