@@ -4,6 +4,7 @@
 //! its end every read says [`ReadError::Vanished`]. Parsers take bytes and never panic on any; files that
 //! grow with the process (maps, smaps, fd) are streamed, so memory stays bounded whatever the target's size.
 
+pub mod all;
 pub mod args;
 pub mod counters;
 pub mod limits;
@@ -16,6 +17,7 @@ pub mod statm;
 pub mod status;
 pub mod vm_flags;
 
+pub use all::{Memory, ProcSample, Processes};
 pub use counters::Counters;
 pub use limits::Limits;
 pub use maps::{Device, Mapping, Perms};
