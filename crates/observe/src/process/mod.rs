@@ -7,6 +7,8 @@
 pub mod all;
 pub mod args;
 pub mod counters;
+pub mod fdinfo;
+pub mod fds;
 pub mod limits;
 pub mod maps;
 pub mod membership;
@@ -15,16 +17,20 @@ pub mod smaps;
 pub mod stat;
 pub mod statm;
 pub mod status;
+pub mod threads;
 pub mod vm_flags;
 
 pub use all::{Memory, ProcSample, Processes};
 pub use counters::Counters;
+pub use fdinfo::FdInfo;
+pub use fds::Target;
 pub use limits::Limits;
 pub use maps::{Device, Mapping, Perms};
 pub use name::Name;
 pub use smaps::Area;
 pub use stat::Stat;
 pub use status::{State, Status};
+pub use threads::{Syscall, Thread};
 pub use vm_flags::VmFlags;
 
 use crate::{ReadError, Root};
