@@ -104,12 +104,15 @@ impl Process {
         Ok(tids.into_iter().map(|tid| Thread { process: self, tid }).collect())
     }
 
-    /// The stack pointers of those threads that stand still and may be asked, sorted. Empty without rights.
-    pub fn stack_pointers(&self) -> Result<Vec<u64>, ReadError> {
-        let asked = self.threads()?.into_iter().filter_map(|thread| thread.syscall().ok()?.stack_pointer());
+    /// The stack pointers of those threads that stand still and may be asked, sorted, and whether that is
+    /// all threads. None without rights.
+    pub fn stack_pointers(&self) -> Result<(Vec<u64>, bool), ReadError> {
+        let threads = self.threads()?;
+        let asked = threads.iter().filter_map(|thread| thread.syscall().ok()?.stack_pointer());
         let mut pointers: Vec<u64> = asked.collect();
         pointers.sort_unstable();
-        Ok(pointers)
+        let complete = pointers.len() == threads.len();
+        Ok((pointers, complete))
     }
 }
 
@@ -152,7 +155,7 @@ mod tests {
         assert_eq!(threads.iter().map(Thread::tid).collect::<Vec<_>>(), [7, 8, 9]);
         assert_eq!(threads[2].name().unwrap().as_bytes(), b"b\n");
         assert!(matches!(threads[1].name(), Err(ReadError::Missing { .. })));
-        assert_eq!(process.stack_pointers().unwrap(), [0x70, 0x90]);
+        assert_eq!(process.stack_pointers().unwrap(), (vec![0x70, 0x90], false));
     }
 
     #[test]
