@@ -274,6 +274,16 @@ pub struct Total {
     pub unsure: Bytes,
 }
 
+impl Total {
+    /// Adds one mapping.
+    pub fn add(&mut self, verdict: Verdict, size: Bytes, counters: &Counters) {
+        self.mappings += 1;
+        self.size += size;
+        self.counters += counters;
+        self.unsure += if verdict.sure { Bytes::ZERO } else { counters.rss };
+    }
+}
+
 impl Process {
     /// What its threads tell, and nothing of tmpfs mounts.
     pub fn hints(&self) -> Result<Hints, ReadError> {
@@ -285,11 +295,7 @@ impl Process {
     pub fn kinds(&self, hints: Hints) -> Result<BTreeMap<Kind, Total>, ReadError> {
         let mut totals: BTreeMap<Kind, Total> = BTreeMap::new();
         let mut tell = |verdict: Verdict, (size, counters): (Bytes, Counters)| {
-            let total = totals.entry(verdict.kind).or_default();
-            total.mappings += 1;
-            total.size += size;
-            total.counters += &counters;
-            total.unsure += if verdict.sure { Bytes::ZERO } else { counters.rss };
+            totals.entry(verdict.kind).or_default().add(verdict, size, &counters);
         };
         let mut classifier = Classifier::new(hints);
         self.each_area(|area| {

@@ -7,6 +7,7 @@
 pub mod all;
 pub mod args;
 pub mod counters;
+pub mod detail;
 pub mod fdinfo;
 pub mod fds;
 pub mod kind;
@@ -14,6 +15,7 @@ pub mod limits;
 pub mod maps;
 pub mod membership;
 mod name;
+pub mod sampling;
 pub mod smaps;
 pub mod stat;
 pub mod statm;
@@ -23,6 +25,7 @@ pub mod vm_flags;
 
 pub use all::{Memory, ProcSample, Processes};
 pub use counters::Counters;
+pub use detail::Detail;
 pub use fdinfo::FdInfo;
 pub use fds::Target;
 pub use kind::Kind;
