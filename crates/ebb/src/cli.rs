@@ -21,6 +21,8 @@ pub(crate) struct Cli {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    /// Processes by what they really hold
+    Ps(PsArgs),
     /// What each cause is, how to see it by hand, what helps
     Causes(CausesArgs),
     /// Write a shell's completion script to standard output
@@ -46,6 +48,34 @@ pub(crate) struct Output {
     /// Write JSON (schema_version 1; bytes are integers)
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `ebb ps`.
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    /// Only processes whose name contains this
+    pub(crate) name: Option<String>,
+    /// Sort by
+    #[arg(long, value_enum, default_value_t = Sort::Pss)]
+    pub(crate) sort: Sort,
+    /// Only the first so many
+    #[arg(long, value_name = "N")]
+    pub(crate) top: Option<usize>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// What processes are sorted by, the largest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Sort {
+    /// Proportional set size: shared pages divided by their users
+    Pss,
+    /// Unique set size: what ending the process would free
+    Uss,
+    /// Resident set size: shared pages in full
+    Rss,
+    /// Swapped out
+    Swap,
 }
 
 /// `ebb causes`.

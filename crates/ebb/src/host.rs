@@ -2,9 +2,10 @@
 
 use crate::cli::HostArgs;
 use crate::render::{self, HEADING, Page};
-use ebbtide_explain::{Finding, Ledger, ledger, rules};
+use ebbtide_explain::{Finding, Ledger, Line, ledger, rules};
 use ebbtide_observe::host::HostSample;
-use ebbtide_observe::{Root, Unread};
+use ebbtide_observe::process::{ProcSample, Processes};
+use ebbtide_observe::{Bytes, Root, Unread};
 use serde::Serialize;
 use std::process::ExitCode;
 
@@ -27,9 +28,11 @@ struct Target<'a> {
 
 pub(crate) fn run(args: &HostArgs) -> anyhow::Result<ExitCode> {
     let root = Root::live()?;
-    let sample = HostSample::read(&root)?;
-    let ledger = ledger::host(&sample, Vec::new(), Vec::new());
-    let findings = rules::host(&rules::Host { sample: &sample, ledger: &ledger });
+    let processes = Processes::read(&root)?;
+    let mut sample = HostSample::read(&root)?;
+    sample.unread.extend(processes.unread());
+    let ledger = ledger::host(&sample, anon(&processes), Vec::new());
+    let findings = rules::host(&rules::Host { sample: &sample, ledger: &ledger, processes: &processes.all });
     if args.output.json {
         let target = Target { kind: "host", name: &sample.hostname, kernel: &sample.kernel };
         render::print_json(&Json {
@@ -43,6 +46,15 @@ pub(crate) fn run(args: &HostArgs) -> anyhow::Result<ExitCode> {
         render::print(&text(args, Page::of_stdout(), &sample, &ledger, &findings))?;
     }
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// Who holds the anonymous memory: each process's share of it.
+fn anon(processes: &Processes) -> Vec<Line> {
+    let share = |p: &ProcSample| match p.counters() {
+        Some(counters) => counters.pss_anon,
+        None => p.status.and_then(|status| status.vm).map_or(Bytes::ZERO, |vm| vm.rss_anon),
+    };
+    processes.all.iter().map(|p| Line::new(format!("{} ({})", p.name(), p.pid), share(p))).collect()
 }
 
 fn text(args: &HostArgs, page: Page, sample: &HostSample, ledger: &Ledger, findings: &[Finding]) -> String {

@@ -8,6 +8,7 @@ mod causes;
 mod cli;
 mod escape;
 mod host;
+mod ps;
 mod render;
 
 use clap::Parser;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.verb {
         None => host::run(&cli.host),
+        Some(Verb::Ps(args)) => ps::run(&args),
         Some(Verb::Causes(args)) => causes::run(&args),
         Some(Verb::Completions(args)) => cli::completions(&args),
         Some(Verb::Man(args)) => cli::man_pages(&args),

@@ -6,8 +6,10 @@
 //! read one after another while they move, and a few kernel counters do overlap.
 
 mod host;
+mod process;
 
 pub use host::host;
+pub use process::{Beside, process};
 
 use ebbtide_observe::Bytes;
 use serde::Serialize;

@@ -4,13 +4,16 @@
 //! What is worth a finding is a share of the machine with a floor ([`worth`]), so that a gigabyte matters on a
 //! laptop and not on a database host.
 
+mod accounting;
 mod kernel;
+mod memory;
 mod pools;
 mod slab;
 
 use crate::{Finding, Ledger};
 use ebbtide_observe::Bytes;
 use ebbtide_observe::host::HostSample;
+use ebbtide_observe::process::{Detail, ProcSample};
 
 /// What the host's rules look at.
 #[derive(Debug)]
@@ -19,6 +22,52 @@ pub struct Host<'a> {
     pub sample: &'a HostSample,
     /// What became of MemTotal.
     pub ledger: &'a Ledger,
+    /// Every process that could be seen.
+    pub processes: &'a [ProcSample],
+}
+
+impl Host<'_> {
+    /// The processes with the most of something, at most `most` and none that has nothing of it.
+    fn largest(&self, of: impl Fn(&ProcSample) -> Bytes, most: usize) -> Vec<&ProcSample> {
+        let mut some: Vec<&ProcSample> = self.processes.iter().filter(|p| of(p) > Bytes::ZERO).collect();
+        some.sort_by_key(|p| std::cmp::Reverse(of(p)));
+        some.truncate(most);
+        some
+    }
+}
+
+/// What the rules about one process look at.
+#[derive(Debug)]
+pub struct Subject<'a> {
+    /// The process.
+    pub detail: &'a Detail,
+    /// The machine's own files.
+    pub host: &'a HostSample,
+}
+
+impl Subject<'_> {
+    /// The least memory that is worth a finding about one process: less than on the whole machine, because
+    /// somebody asked about this one.
+    fn worth(&self) -> Bytes {
+        worth(self.host.meminfo.mem_total).min(Bytes::from_mib(64))
+    }
+
+    fn file(&self, name: &str) -> String {
+        format!("/proc/{}/{name}", self.detail.pid)
+    }
+}
+
+/// Findings about one process, the answer first.
+pub fn process(subject: &Subject) -> Vec<Finding> {
+    let rules: [fn(&Subject) -> Vec<Finding>; 6] = [
+        memory::lazily_freed,
+        memory::stacks_and_locked,
+        memory::page_tables,
+        memory::thp_bloat,
+        accounting::shared_rss,
+        accounting::virtual_only,
+    ];
+    ordered(rules.iter().flat_map(|rule| rule(subject)).collect())
 }
 
 /// The least memory that is worth a finding on a machine of this size.
@@ -28,8 +77,16 @@ fn worth(total: Bytes) -> Bytes {
 
 /// Findings about the whole host, the answer first.
 pub fn host(host: &Host) -> Vec<Finding> {
-    let rules: [fn(&Host) -> Vec<Finding>; 5] =
-        [slab::rule, kernel::rule, pools::reserved, pools::fragmented, pools::strict_overcommit];
+    let rules: [fn(&Host) -> Vec<Finding>; 8] = [
+        slab::rule,
+        kernel::rule,
+        pools::reserved,
+        pools::fragmented,
+        pools::strict_overcommit,
+        memory::lazily_freed_host,
+        memory::page_tables_host,
+        accounting::counted_twice,
+    ];
     ordered(rules.iter().flat_map(|rule| rule(host)).collect())
 }
 
@@ -74,7 +131,7 @@ mod testing {
 
     pub(super) fn causes(sample: &HostSample) -> Vec<Cause> {
         let ledger = ledger::host(sample, Vec::new(), Vec::new());
-        let findings = host(&Host { sample, ledger: &ledger });
+        let findings = host(&Host { sample, ledger: &ledger, processes: &[] });
         for finding in &findings {
             assert!(!finding.evidence.is_empty() && !finding.not.is_empty(), "{finding:?}");
             assert!(finding.returnable <= finding.bytes, "{finding:?}");

@@ -131,7 +131,7 @@ mod tests {
               kmalloc-rcl-64 1 1 64 64 1 : tunables 0 0 0 : slabdata 0 2560 0\n",
         ));
         let ledger = crate::ledger::host(&s, vec![], vec![]);
-        let findings = rule(&Host { sample: &s, ledger: &ledger });
+        let findings = rule(&Host { sample: &s, ledger: &ledger, processes: &[] });
         assert_eq!(findings[0].bytes, mib(55));
     }
 

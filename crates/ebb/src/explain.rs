@@ -1,0 +1,75 @@
+//! `ebb explain`: one process, one cgroup or the host, with evidence; with `--for`, over time.
+
+use crate::cli::ExplainArgs;
+use crate::report::{Beside, Report, Target};
+use crate::{host, watch};
+use anyhow::{Context, bail};
+use ebbtide_explain::{ledger, rules};
+use ebbtide_observe::host::HostSample;
+use ebbtide_observe::process::{Detail, Process, Processes};
+use ebbtide_observe::{Escaped, ReadError, Root};
+use std::process::ExitCode;
+
+pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
+    let root = Root::live()?;
+    let mut report = if args.host {
+        host::report(&root)?
+    } else if let Some(target) = &args.target {
+        process(&root, &Process::open(&root, pid(&root, target)?)?)?
+    } else {
+        bail!("explain what? Give a PID or a NAME, --cgroup PATH, or --host. 'ebb ps' lists processes");
+    };
+    let _ = &mut report;
+    report.print(args.output.json, args.all)
+}
+
+/// The process that `target` means: a pid, or a name that only one process has.
+pub(crate) fn pid(root: &Root, target: &str) -> anyhow::Result<u32> {
+    if let Ok(pid) = target.parse() {
+        return Ok(pid);
+    }
+    let processes = Processes::read(root)?;
+    let is_named = |name: &[u8]| name == target.as_bytes();
+    let named: Vec<u32> =
+        processes.all.iter().filter(|p| is_named(p.name().as_bytes())).map(|p| p.pid).collect();
+    match named[..] {
+        [pid] => Ok(pid),
+        [] => bail!("no process is named '{target}'. 'ebb ps {target}' lists those whose name contains it"),
+        _ => {
+            let pids: Vec<String> = named.iter().take(10).map(u32::to_string).collect();
+            let more = if named.len() > 10 { " ..." } else { "" };
+            bail!("{} processes are named '{target}': give one's pid ({}{more})", named.len(), pids.join(", "))
+        }
+    }
+}
+
+fn process(root: &Root, process: &Process) -> anyhow::Result<Report> {
+    let pid = process.pid();
+    let detail = match Detail::read(process) {
+        Ok(detail) => detail,
+        Err(ReadError::Vanished { .. }) => bail!("process {pid} ended while it was read"),
+        Err(error @ ReadError::Denied { .. }) => {
+            return Err(error).context(format!("process {pid} belongs to somebody else: run ebb as root"));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if detail.status.vm.is_none() {
+        let what = if detail.status.is_kernel_thread() { "a kernel thread" } else { "ended, and not waited for (a zombie)" };
+        bail!("process {pid} ({}) has no memory of its own: it is {what}", detail.status.name);
+    }
+    let host = HostSample::read(root)?;
+    let findings = rules::process(&rules::Subject { detail: &detail, host: &host });
+    let name = Escaped(detail.status.name.as_bytes()).to_string();
+    let target = Target { kind: "process", name, pid: Some(pid), total: "resident", ..Target::default() };
+    let mut report = Report::new(target, ledger::process(&detail), findings, detail.unread.clone());
+    let beside = ledger::Beside::of(&detail);
+    report.beside = Beside(vec![
+        ("pss", beside.pss_bytes, "each page divided by the processes that map it"),
+        ("uss", beside.uss_bytes, "what ending the process would free"),
+        ("swap", beside.swap_bytes, "swapped out"),
+        ("hugetlb", beside.hugetlb_bytes, "hugetlb pages, in no RSS"),
+        ("page_tables", beside.page_tables_bytes, "kernel memory, in no RSS"),
+        ("virtual", beside.virtual_bytes, "address space, not memory"),
+    ]);
+    Ok(report)
+}
