@@ -4,6 +4,7 @@
 mod cause;
 mod finding;
 mod ledger;
+pub mod trend;
 
 pub use cause::Cause;
 pub use finding::{Evidence, Finding, Lever, Not};
