@@ -9,3 +9,4 @@ pub mod trend;
 pub use cause::Cause;
 pub use finding::{Evidence, Finding, Lever, Not};
 pub use ledger::{Ledger, Line};
+pub use trend::{InStep, Series, Verdict, in_step, judge};
