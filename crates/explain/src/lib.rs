@@ -6,8 +6,10 @@ mod finding;
 pub mod ledger;
 pub mod rules;
 mod text;
+pub mod trend;
 
 pub use cause::Cause;
 pub use finding::{Evidence, Finding, Lever, Not};
 pub use ledger::{Ledger, Line};
 pub use text::count;
+pub use trend::{InStep, Series, Verdict, in_step, judge};
