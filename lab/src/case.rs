@@ -8,6 +8,7 @@ use crate::machine::Machine;
 use crate::stage::Stage;
 use anyhow::Result;
 use ebbtide_observe::Bytes;
+use std::fmt;
 
 /// The answer that a finding gives: a cause's id, or nothing wrong.
 pub type Named = Option<&'static str>;
@@ -230,6 +231,38 @@ impl Target {
             Target::Process => "process",
             Target::Cgroup => "cgroup",
             Target::Fork => "fork",
+        }
+    }
+}
+
+impl fmt::Debug for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// A few words for a table.
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Need::Root => f.write_str("root"),
+            Need::MemoryCgroup => f.write_str("memory cgroup"),
+            Need::CgroupV2 => f.write_str("cgroup v2"),
+            Need::PidsCgroup => f.write_str("pids cgroup"),
+            Need::Swap => f.write_str("swap"),
+            Need::Vm => f.write_str("VM"),
+            Need::HugePages => f.write_str("hugetlb"),
+            Need::Thp => f.write_str("THP"),
+            Need::Java => f.write_str("JDK"),
+            Need::Node => f.write_str("Node.js"),
+            Need::Zram => f.write_str("zram"),
+            Need::Overcommit0 => f.write_str("overcommit mode 0"),
+            Need::Bpf => f.write_str("BPF"),
+            Need::SysvIpc => f.write_str("System V IPC"),
+            Need::Disk(_) => f.write_str("disk"),
+            Need::MemoryAtLeast(bytes) => write!(f, "{bytes} available"),
+            Need::Glibc => f.write_str("glibc"),
+            Need::Module => f.write_str("kernel module"),
         }
     }
 }

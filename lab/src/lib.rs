@@ -14,10 +14,13 @@ pub mod cases;
 pub mod cgroup;
 pub mod hold;
 pub mod journal;
+pub mod judge;
 pub mod machine;
 pub mod noise;
 pub mod procfs;
 pub mod region;
+pub mod report;
+pub mod runner;
 pub mod stage;
 pub mod sys;
 
