@@ -71,7 +71,7 @@ fn line(kind: Kind, total: &Total) -> Line {
 }
 
 /// The stable id of a kind's line.
-pub fn id(kind: Kind) -> &'static str {
+fn id(kind: Kind) -> &'static str {
     match kind {
         Kind::Heap => "heap",
         Kind::Arena => "thread-arenas",
