@@ -5,6 +5,7 @@
 //! as [`Unread`].
 #![forbid(unsafe_code)]
 
+pub mod cgroup;
 mod error;
 mod escape;
 pub mod host;

@@ -7,7 +7,7 @@
 
 use crate::error::ReadError;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{FileType, Mode, OFlags, openat};
 use std::path::{Path, PathBuf};
 
 /// The most that [`Root::read`] takes from one file.
@@ -47,6 +47,7 @@ impl Root {
     pub fn sub(&self, path: impl AsRef<Path>) -> Result<Root, ReadError> {
         let dir = self.path(&path);
         let path = path.as_ref().strip_prefix("/").unwrap_or(path.as_ref());
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = openat(&self.fd, path, flags, Mode::empty()).map_err(|e| ReadError::new(&dir, e))?;
         Ok(Root { dir, fd, live: self.live })
@@ -144,6 +145,20 @@ impl Root {
 
     /// Calls `each` with every name in directory `path`, without "." and "..".
     pub fn each_entry(&self, path: &str, mut each: impl FnMut(&[u8])) -> Result<(), ReadError> {
+        self.each_typed_entry(path, |name, _| each(name))
+    }
+
+    /// Calls `each` with the name of every directory in directory `path`, without "." and "..". Symbolic links
+    /// are none. Only for file systems that tell types in listings, as /proc, /sys and cgroups do.
+    pub fn each_directory(&self, path: &str, mut each: impl FnMut(&[u8])) -> Result<(), ReadError> {
+        self.each_typed_entry(path, |name, kind| {
+            if kind == FileType::Directory {
+                each(name);
+            }
+        })
+    }
+
+    fn each_typed_entry(&self, path: &str, mut each: impl FnMut(&[u8], FileType)) -> Result<(), ReadError> {
         let fail = |e| ReadError::new(self.path(path), e);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = openat(&self.fd, relative(path), flags, Mode::empty()).map_err(fail)?;
@@ -153,7 +168,7 @@ impl Root {
             let entry = entry.map_err(fail)?;
             let name = entry.file_name().to_bytes();
             if name != b"." && name != b".." {
-                each(name);
+                each(name, entry.file_type());
             }
         }
         Ok(())

@@ -10,11 +10,13 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-/// A process's place in the hierarchies that account for memory.
+/// A process's place in the hierarchies that account for memory and limit threads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Membership {
     /// In the v1 hierarchy that has the memory controller.
     pub memory: Option<PathBuf>,
+    /// In the v1 hierarchy that has the pids controller.
+    pub pids: Option<PathBuf>,
     /// In the v2 hierarchy.
     pub unified: Option<PathBuf>,
 }
@@ -31,8 +33,13 @@ impl Membership {
             let path = || Some(PathBuf::from(OsStr::from_bytes(path)));
             if id == b"0" && controllers.is_empty() {
                 found.unified = path();
-            } else if controllers.split(|&b| b == b',').any(|controller| controller == b"memory") {
-                found.memory = path();
+            }
+            for controller in controllers.split(|&b| b == b',') {
+                match controller {
+                    b"memory" => found.memory = path(),
+                    b"pids" => found.pids = path(),
+                    _ => {}
+                }
             }
         }
         found
@@ -53,8 +60,10 @@ mod tests {
 
     #[test]
     fn hybrid() {
-        let found = Membership::parse(b"9:name=systemd:/\n4:cpu,memory:/a:b\\x2d c \n0::/user.slice/x\n");
+        let found =
+            Membership::parse(b"9:name=systemd:/\n4:cpu,memory:/a:b\\x2d c \n3:pids:/p\n0::/user.slice/x\n");
         assert_eq!(found.memory, Some(PathBuf::from("/a:b\\x2d c ")));
+        assert_eq!(found.pids, Some(PathBuf::from("/p")));
         assert_eq!(found.unified, Some(PathBuf::from("/user.slice/x")));
     }
 
