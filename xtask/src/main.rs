@@ -28,6 +28,8 @@ enum Task {
     Vm(Box<vm_command::Args>),
     /// Run the tests that need a virtual machine
     VmTest(vm_test::Args),
+    #[command(hide = true)]
+    Fill(vm_test::fill::Args),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Task::Lab(args) => lab::run(&args),
         Task::Vm(args) => vm_command::run(&args),
         Task::VmTest(args) => vm_test::run(&args),
+        Task::Fill(args) => vm_test::fill::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

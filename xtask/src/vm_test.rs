@@ -1,7 +1,11 @@
 //! `cargo xtask vm-test`: the tests that need a virtual machine. Each case boots a machine of its own, so no
 //! case can spoil another. Invariant: a case that cannot run here is reported as skipped, with its reason.
 
+pub(crate) mod fill;
+mod ledger;
+
 use crate::vm::{Kernel, Output, Release, Vm};
+use crate::vm_command::size;
 use anyhow::{Result, ensure};
 use ebbtide_observe::Bytes;
 use std::process::ExitCode;
@@ -10,6 +14,12 @@ use std::process::ExitCode;
 pub(crate) struct Args {
     /// Run only the cases whose name contains this
     filter: Option<String>,
+    /// The guest's memory in the ledger's cases
+    #[arg(long, default_value = "1G", value_parser = size)]
+    memory: Bytes,
+    /// How much of it those cases fill
+    #[arg(long, default_value = "256M", value_parser = size)]
+    fill: Bytes,
 }
 
 /// How a case that did not fail ended.
@@ -32,7 +42,7 @@ impl Case {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     let wanted = |case: &Case| args.filter.as_ref().is_none_or(|word| case.name.contains(word.as_str()));
-    for case in cases().into_iter().filter(wanted) {
+    for case in cases(args).into_iter().filter(wanted) {
         match (case.run)() {
             Ok(Outcome::Passed) => {
                 passed += 1;
@@ -52,15 +62,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = Release::ALL.map(|release| with_kernel("guest", release, guest)).into();
-    cases.push(with_kernel("panic", Release::Bookworm, panic));
+fn cases(args: &Args) -> Vec<Case> {
+    let (memory, fill) = (args.memory, args.fill);
+    let mut cases = vec![with_kernel("panic", Release::Bookworm, panic)];
+    for release in Release::ALL {
+        cases.push(with_kernel("guest", release, guest));
+        cases.push(with_kernel("ledger", release, move |kernel| ledger::check(kernel, memory, fill)));
+    }
     cases
 }
 
 /// A case on a release's kernel. Bookworm's must be there; Debian moves older releases to archives that not
 /// every mirror has, so without theirs the case is skipped.
-fn with_kernel(name: &str, release: Release, run: fn(Kernel) -> Result<Outcome>) -> Case {
+fn with_kernel(name: &str, release: Release, run: impl Fn(Kernel) -> Result<Outcome> + 'static) -> Case {
     Case::new(format!("{name} on {}", release.suite()), move || match Kernel::debian(release, None) {
         Ok(kernel) => run(kernel),
         Err(error) if release == Release::Bookworm => Err(error),
