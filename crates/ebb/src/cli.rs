@@ -3,6 +3,7 @@
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Shows where memory went, says whether that is a leak, and gets it back.
 #[derive(Debug, Parser)]
@@ -21,6 +22,8 @@ pub(crate) struct Cli {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    /// Findings with evidence: a process, a cgroup or the host
+    Explain(ExplainArgs),
     /// Processes by what they really hold
     Ps(PsArgs),
     /// What each cause is, how to see it by hand, what helps
@@ -48,6 +51,49 @@ pub(crate) struct Output {
     /// Write JSON (schema_version 1; bytes are integers)
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `ebb explain`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true))]
+pub(crate) struct ExplainArgs {
+    /// A process: its pid, or its name if only one has it
+    #[arg(value_name = "PID|NAME", group = "what")]
+    pub(crate) target: Option<String>,
+    /// A cgroup: its directory, or its path as /proc/PID/cgroup has it
+    #[arg(long, value_name = "PATH", group = "what")]
+    pub(crate) cgroup: Option<PathBuf>,
+    /// The whole host
+    #[arg(long, group = "what")]
+    pub(crate) host: bool,
+    /// Watch for so long (30s, 10m) and judge what grows
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    pub(crate) time: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+    /// Every line of the ledger and all evidence
+    #[arg(long, short)]
+    pub(crate) all: bool,
+}
+
+/// "30s", "1.5m", "2h", "500ms", or bare seconds; at most a week.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let unit = match unit.trim() {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        "d" => 86_400.0,
+        other => return Err(format!("'{other}' is no unit of time: use ms, s, m, h or d")),
+    };
+    let seconds = number.parse::<f64>().map_err(|_| format!("'{number}' is no number"))? * unit;
+    if seconds > 0.0 && seconds <= 7.0 * 86_400.0 {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("it must be more than nothing and at most 7d".to_owned())
+    }
 }
 
 /// `ebb ps`.
@@ -123,5 +169,15 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        for wrong in ["", "0", "s", "-1s", "5 weeks", "8d", "1e9", "nan", "9999999999999999999999h"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::cli::ExplainArgs;
 use crate::report::{Beside, Report, Target};
-use crate::{host, watch};
+use crate::{cgroup, host, watch};
 use anyhow::{Context, bail};
 use ebbtide_explain::{ledger, rules};
 use ebbtide_observe::host::HostSample;
@@ -12,14 +12,25 @@ use std::process::ExitCode;
 
 pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let root = Root::live()?;
-    let mut report = if args.host {
-        host::report(&root)?
-    } else if let Some(target) = &args.target {
-        process(&root, &Process::open(&root, pid(&root, target)?)?)?
-    } else {
-        bail!("explain what? Give a PID or a NAME, --cgroup PATH, or --host. 'ebb ps' lists processes");
+    let report = match (&args.target, &args.cgroup) {
+        (_, Some(path)) => {
+            let group = cgroup::Chosen::find(&root, path)?;
+            let growth = args.time.map(|time| watch::cgroup(&group, time)).transpose()?;
+            cgroup::report(&root, &group)?.with_growth(growth)
+        }
+        (Some(target), None) => {
+            let process = Process::open(&root, pid(&root, target)?).map_err(|e| no_such(target, e))?;
+            let growth = args.time.map(|time| watch::process(&process, time)).transpose()?;
+            self::process(&root, &process)?.with_growth(growth)
+        }
+        (None, None) if args.host => {
+            let growth = args.time.map(|time| watch::host(&root, time)).transpose()?;
+            host::report(&root)?.with_growth(growth)
+        }
+        (None, None) => {
+            bail!("explain what? Give a PID or a NAME, --cgroup PATH, or --host ('ebb ps' lists processes)")
+        }
     };
-    let _ = &mut report;
     report.print(args.output.json, args.all)
 }
 
@@ -29,17 +40,27 @@ pub(crate) fn pid(root: &Root, target: &str) -> anyhow::Result<u32> {
         return Ok(pid);
     }
     let processes = Processes::read(root)?;
-    let is_named = |name: &[u8]| name == target.as_bytes();
-    let named: Vec<u32> =
-        processes.all.iter().filter(|p| is_named(p.name().as_bytes())).map(|p| p.pid).collect();
+    let named = processes.all.iter().filter(|p| p.name().as_bytes() == target.as_bytes());
+    let named: Vec<u32> = named.map(|p| p.pid).collect();
     match named[..] {
         [pid] => Ok(pid),
-        [] => bail!("no process is named '{target}'. 'ebb ps {target}' lists those whose name contains it"),
+        [] => bail!("no process is named '{target}'; 'ebb ps {target}' lists those whose name contains it"),
         _ => {
             let pids: Vec<String> = named.iter().take(10).map(u32::to_string).collect();
             let more = if named.len() > 10 { " ..." } else { "" };
-            bail!("{} processes are named '{target}': give one's pid ({}{more})", named.len(), pids.join(", "))
+            bail!(
+                "{} processes are named '{target}': give one's pid ({}{more})",
+                named.len(),
+                pids.join(", ")
+            )
         }
+    }
+}
+
+fn no_such(target: &str, error: ReadError) -> anyhow::Error {
+    match error {
+        ReadError::Vanished { .. } => anyhow::anyhow!("there is no process {target}; 'ebb ps' lists them"),
+        other => other.into(),
     }
 }
 
@@ -49,16 +70,19 @@ fn process(root: &Root, process: &Process) -> anyhow::Result<Report> {
         Ok(detail) => detail,
         Err(ReadError::Vanished { .. }) => bail!("process {pid} ended while it was read"),
         Err(error @ ReadError::Denied { .. }) => {
-            return Err(error).context(format!("process {pid} belongs to somebody else: run ebb as root"));
+            return Err(error)
+                .context(format!("process {pid} may not be looked into: run ebb as its owner or as root"));
         }
         Err(error) => return Err(error.into()),
     };
     if detail.status.vm.is_none() {
-        let what = if detail.status.is_kernel_thread() { "a kernel thread" } else { "ended, and not waited for (a zombie)" };
-        bail!("process {pid} ({}) has no memory of its own: it is {what}", detail.status.name);
+        let what =
+            if detail.status.is_kernel_thread() { "a kernel thread" } else { "a zombie: it has ended" };
+        bail!("process {pid} ({}) has no memory of its own, it is {what}", detail.status.name);
     }
     let host = HostSample::read(root)?;
-    let findings = rules::process(&rules::Subject { detail: &detail, host: &host });
+    let limit = cgroup::limit_of(root, &detail.membership);
+    let findings = rules::process(&rules::Subject { detail: &detail, host: &host, limit });
     let name = Escaped(detail.status.name.as_bytes()).to_string();
     let target = Target { kind: "process", name, pid: Some(pid), total: "resident", ..Target::default() };
     let mut report = Report::new(target, ledger::process(&detail), findings, detail.unread.clone());

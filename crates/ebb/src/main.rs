@@ -5,11 +5,15 @@
 #![forbid(unsafe_code)]
 
 mod causes;
+mod cgroup;
 mod cli;
 mod escape;
+mod explain;
 mod host;
 mod ps;
 mod render;
+mod report;
+mod watch;
 
 use clap::Parser;
 use cli::{Cli, Verb};
@@ -34,6 +38,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.verb {
         None => host::run(&cli.host),
+        Some(Verb::Explain(args)) => explain::run(&args),
         Some(Verb::Ps(args)) => ps::run(&args),
         Some(Verb::Causes(args)) => causes::run(&args),
         Some(Verb::Completions(args)) => cli::completions(&args),

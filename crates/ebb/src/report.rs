@@ -1,6 +1,7 @@
 //! What the host report and `explain` end in: one shape for host, process and cgroup, as text and as JSON.
 
 use crate::render::{self, FAINT, HEADING, Page};
+use ebbtide_explain::growth::Growth;
 use ebbtide_explain::{Finding, Ledger};
 use ebbtide_observe::{Bytes, Unread};
 use serde::Serialize;
@@ -16,7 +17,7 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Beside::is_empty")]
     pub(crate) beside: Beside,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) growth: Option<ebbtide_explain::growth::Growth>,
+    pub(crate) growth: Option<Growth>,
     pub(crate) findings: Vec<Finding>,
     pub(crate) unread: Vec<Unread>,
 }
@@ -55,7 +56,27 @@ impl Serialize for Beside {
 
 impl Report {
     pub(crate) fn new(target: Target, ledger: Ledger, findings: Vec<Finding>, unread: Vec<Unread>) -> Report {
-        Report { schema_version: 1, target, ledger, beside: Beside::default(), growth: None, findings, unread }
+        Report {
+            schema_version: 1,
+            target,
+            ledger,
+            beside: Beside::default(),
+            growth: None,
+            findings,
+            unread,
+        }
+    }
+
+    /// The same report with what was seen over time; its findings come first, and an earlier one of the same
+    /// cause gives way.
+    pub(crate) fn with_growth(mut self, growth: Option<(Growth, Vec<Finding>)>) -> Report {
+        if let Some((growth, mut findings)) = growth {
+            self.findings.retain(|old| !findings.iter().any(|new| new.cause == old.cause));
+            findings.append(&mut self.findings);
+            self.findings = ebbtide_explain::rules::ordered(findings);
+            self.growth = Some(growth);
+        }
+        self
     }
 
     /// Prints the report; the exit status says whether there are findings.

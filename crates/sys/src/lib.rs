@@ -2,3 +2,4 @@
 //! side. Each function is documented as "`call(args)`: what it does", with its preconditions and errors.
 
 pub mod bpf;
+pub mod interrupt;

@@ -6,11 +6,13 @@
 //! width is at least [`NARROWEST`].
 
 mod findings;
+mod growth;
 mod ledger;
 mod style;
 mod table;
 
 pub(crate) use findings::findings;
+pub(crate) use growth::growth;
 pub(crate) use ledger::ledger;
 pub(crate) use style::*;
 pub(crate) use table::{Align, Table};

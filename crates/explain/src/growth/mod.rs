@@ -3,9 +3,11 @@
 //! A climb of live memory and a climb of cache are different counters here, so they cannot be taken for each
 //! other: cache may climb for ever and is nobody's leak. A climb alone is never called a leak: see [`process`].
 
+mod cgroup;
 mod host;
 mod process;
 
+pub use cgroup::cgroup;
 pub use host::{HostWatch, host};
 pub use process::{Descriptors, ProcessWatch, process};
 

@@ -5,9 +5,11 @@
 //! line that would exceed what is left is cut, and the cut is remembered as `overlap`, because counters are
 //! read one after another while they move, and a few kernel counters do overlap.
 
+mod cgroup;
 mod host;
 mod process;
 
+pub use cgroup::cgroup;
 pub use host::host;
 pub use process::{Beside, process};
 

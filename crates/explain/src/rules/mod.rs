@@ -5,10 +5,14 @@
 //! laptop and not on a database host.
 
 mod accounting;
+pub mod caps;
+mod cgroup;
 mod kernel;
 mod memory;
 mod pools;
 mod slab;
+
+pub use cgroup::{Group, cgroup};
 
 use crate::{Finding, Ledger};
 use ebbtide_observe::Bytes;
@@ -43,6 +47,8 @@ pub struct Subject<'a> {
     pub detail: &'a Detail,
     /// The machine's own files.
     pub host: &'a HostSample,
+    /// The tightest memory limit of its cgroups.
+    pub limit: Option<Bytes>,
 }
 
 impl Subject<'_> {
@@ -57,9 +63,22 @@ impl Subject<'_> {
     }
 }
 
+/// What the process may grow to by its own settings, against what it may have.
+fn limits_exceed_box(subject: &Subject) -> Vec<Finding> {
+    let pid = subject.detail.pid;
+    let caps: Vec<_> = caps::caps(&subject.detail.cmdline).into_iter().map(|cap| (pid, cap)).collect();
+    let total = subject.host.meminfo.mem_total;
+    let found = match subject.limit.filter(|&limit| limit < total) {
+        Some(limit) => caps::exceed(&caps, limit, "the tightest of its cgroups"),
+        None => caps::exceed(&caps, total, "MemTotal"),
+    };
+    found.into_iter().collect()
+}
+
 /// Findings about one process, the answer first.
 pub fn process(subject: &Subject) -> Vec<Finding> {
-    let rules: [fn(&Subject) -> Vec<Finding>; 6] = [
+    let rules: [fn(&Subject) -> Vec<Finding>; 7] = [
+        limits_exceed_box,
         memory::lazily_freed,
         memory::stacks_and_locked,
         memory::page_tables,
@@ -91,7 +110,7 @@ pub fn host(host: &Host) -> Vec<Finding> {
 }
 
 /// The answer first: what refuses memory now, then by size, mere accounting last.
-fn ordered(mut findings: Vec<Finding>) -> Vec<Finding> {
+pub fn ordered(mut findings: Vec<Finding>) -> Vec<Finding> {
     findings.sort_by_key(|finding| (finding.cause.urgency(), std::cmp::Reverse(finding.bytes)));
     findings
 }

@@ -111,6 +111,33 @@ pub struct CgroupSample {
 }
 
 impl CgroupSample {
+    /// A group of which nothing is known yet.
+    pub fn new(path: PathBuf, version: Version) -> CgroupSample {
+        CgroupSample {
+            path,
+            version,
+            current: None,
+            peak: None,
+            limit: None,
+            high: None,
+            low: None,
+            min: None,
+            soft_limit: None,
+            swap: None,
+            swap_limit: None,
+            memory_and_swap_limit: None,
+            stat: MemoryStat::default(),
+            kmem: None,
+            kmem_tcp: None,
+            events: Events::default(),
+            pressure: None,
+            descendants: None,
+            dying: None,
+            pids: None,
+            unread: Vec::new(),
+        }
+    }
+
     /// What Kubernetes and cAdvisor call the working set: what is charged but the inactive file pages. It
     /// still counts active file pages and reclaimable slab, so it is no measure of what is needed.
     pub fn working_set(&self) -> Option<Bytes> {

@@ -9,27 +9,18 @@ pub(super) fn sample(mut group: Group, path: PathBuf) -> Result<CgroupSample, Re
     group.dir.read("memory.stat", &mut stat)?;
     let stat = MemoryStat::parse_v1(&stat);
     Ok(CgroupSample {
-        path,
-        version: Version::V1,
         current: group.bytes("memory.usage_in_bytes"),
         peak: group.bytes("memory.max_usage_in_bytes"),
         limit: group.limit("memory.limit_in_bytes"),
-        high: None,
-        low: None,
-        min: None,
         soft_limit: group.limit("memory.soft_limit_in_bytes"),
         swap: stat.swap,
-        swap_limit: None,
         memory_and_swap_limit: group.limit("memory.memsw.limit_in_bytes"),
         stat,
         kmem: group.bytes("memory.kmem.usage_in_bytes"),
         kmem_tcp: group.bytes("memory.kmem.tcp.usage_in_bytes"),
         events: events(&mut group),
-        pressure: None,
-        descendants: None,
-        dying: None,
-        pids: None,
         unread: group.unread,
+        ..CgroupSample::new(path, Version::V1)
     })
 }
 
