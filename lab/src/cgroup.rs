@@ -60,11 +60,49 @@ fn hierarchy(controller: &'static str) -> Option<Hierarchy> {
     })
 }
 
+/// Directories at and below `path`.
+fn directories(path: &Path) -> u64 {
+    let below = fs::read_dir(path).into_iter().flatten().flatten();
+    1 + below.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| directories(&e.path())).sum::<u64>()
+}
+
 fn has_word(path: &Path, word: &str) -> bool {
     fs::read_to_string(path).is_ok_and(|text| text.split_whitespace().any(|w| w == word))
 }
 
 impl Hierarchy {
+    /// The group that the calling process is in; on v2 the top one, since a process may not return to a group
+    /// that has delegated controllers meanwhile.
+    pub fn home(&self) -> Result<Group> {
+        if self.version == Version::V2 {
+            return Ok(Group { path: self.root.clone(), version: self.version });
+        }
+        let text = fs::read_to_string("/proc/self/cgroup")?;
+        let path = text.lines().find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            controllers
+                .split(',')
+                .any(|c| c == self.controller)
+                .then(|| self.root.join(path.trim_start_matches('/')))
+        });
+        Ok(Group {
+            path: path.context("no line of this hierarchy in /proc/self/cgroup")?,
+            version: self.version,
+        })
+    }
+
+    /// Cgroups that were removed and are still there: on v2 the kernel counts them, on v1 they are what
+    /// /proc/cgroups counts beyond the directories.
+    pub fn dying(&self) -> Result<u64> {
+        if self.version == Version::V2 {
+            return Fields::read(self.root.join("cgroup.stat"))?.number("nr_dying_descendants");
+        }
+        let text = fs::read_to_string("/proc/cgroups")?;
+        let line = text.lines().find(|line| line.split_whitespace().next() == Some(self.controller));
+        let all = line.and_then(|line| line.split_whitespace().nth(2)).context("no line in /proc/cgroups")?;
+        Ok(all.parse::<u64>()?.saturating_sub(directories(&self.root)))
+    }
+
     /// Makes group `name` at the top, so that no limit but its own holds for it.
     pub fn create(&self, journal: &mut Journal, name: &str) -> Result<Group> {
         let name = format!("ebbtide-lab-{}-{name}", std::process::id());

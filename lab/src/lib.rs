@@ -18,6 +18,7 @@ pub mod judge;
 pub mod machine;
 pub mod noise;
 pub mod procfs;
+pub mod programs;
 pub mod region;
 pub mod report;
 pub mod runner;

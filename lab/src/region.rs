@@ -165,6 +165,11 @@ impl Region {
         }
     }
 
+    /// A copy of its contents.
+    pub fn copy(&self) -> Vec<u8> {
+        self.all().map(|at| self.read(at)).collect()
+    }
+
     /// `madvise(range, advice)`.
     pub fn advise(&mut self, range: Range<usize>, advice: i32) -> Result<()> {
         assert!(range.start <= range.end && range.end <= self.len);

@@ -80,6 +80,11 @@ impl Stage {
         self.figure(name, value.0);
     }
 
+    /// What was measured under `name` so far.
+    pub fn measured(&self, name: &str) -> Option<Bytes> {
+        self.figures.get(name).and_then(Value::as_u64).map(Bytes)
+    }
+
     /// The truth of the incident: `measured` must be within `percent` of `expected`, else it was not made.
     pub fn verify(&mut self, name: &str, measured: Bytes, expected: Bytes, percent: u64) -> Result<()> {
         self.bytes(name, measured);

@@ -104,6 +104,12 @@ pub fn park() -> ! {
     }
 }
 
+/// `pause()` for ever, with `held` alive.
+pub fn park_with<T>(held: &T) -> ! {
+    std::hint::black_box(held);
+    park()
+}
+
 /// `waitid(pid, WEXITED | WNOHANG | WNOWAIT)`: whether child `pid` has ended; it stays to be reaped.
 pub fn has_ended(pid: i32) -> bool {
     // SAFETY: info is a plain struct that the kernel fills.
@@ -207,6 +213,39 @@ pub fn set_socket_option(fd: &impl AsRawFd, option: i32, value: i32) -> Result<(
         libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const value).cast(), size)
     };
     if set != 0 { last("setsockopt") } else { Ok(()) }
+}
+
+/// `ioctl(socket, SIOCOUTQ)`: bytes that the kernel holds for what was sent and not yet read, with their
+/// bookkeeping (net/unix/af_unix.c, unix_outq_len).
+pub fn out_queue(socket: &impl AsRawFd) -> Result<u64> {
+    let mut queued: i32 = 0;
+    // SAFETY: SIOCOUTQ (TIOCOUTQ) stores one int.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
+    if done != 0 { last("SIOCOUTQ").map(|()| 0) } else { Ok(queued as u64) }
+}
+
+/// `socket(AF_PACKET)` bound to nothing, with `PACKET_RX_RING` of `len` in blocks of 1 MiB.
+pub fn packet_ring(len: Bytes) -> Result<OwnedFd> {
+    // linux/if_packet.h: SOL_PACKET 263, PACKET_RX_RING 5, struct tpacket_req { block_size, block_nr,
+    // frame_size, frame_nr }.
+    const BLOCK: u32 = 1 << 20;
+    const FRAME: u32 = 2048;
+    let blocks = (len.0 / u64::from(BLOCK)) as u32;
+    let request: [u32; 4] = [BLOCK, blocks, FRAME, blocks * (BLOCK / FRAME)];
+    // SAFETY: always sound.
+    let socket =
+        owned(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) }.into(), "socket(AF_PACKET)")?;
+    let size = size_of_val(&request) as libc::socklen_t;
+    // SAFETY: the option's value is a tpacket_req of the given size.
+    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), 263, 5, request.as_ptr().cast(), size) };
+    if set != 0 { last("PACKET_RX_RING").map(|()| socket) } else { Ok(socket) }
+}
+
+/// Raises RLIMIT_NOFILE to its hard limit.
+pub fn raise_files() -> Result<()> {
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let most = rustix::process::Rlimit { current: hard, maximum: hard };
+    Ok(rustix::process::setrlimit(rustix::process::Resource::Nofile, most)?)
 }
 
 /// `fcntl(pipe, F_SETPIPE_SZ, bytes)`: the size it got.

@@ -1,11 +1,19 @@
 //! Every case, one file per cause; `innocent` has those in which nothing is wrong.
 
 mod counted_twice;
+mod cow_after_fork;
+mod growth;
+mod heaps;
 mod innocent;
 mod kernel_pages;
 mod lazily_freed;
+mod managed;
+mod other_limit;
+mod outliving_charge;
 mod overcommit_refusal;
+mod page_cache;
 mod page_tables;
+mod physical_fragmentation;
 mod reserved_pool;
 mod shared_memory;
 mod slab_reclaimable;
@@ -29,6 +37,14 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         reserved_pool::CASES,
         overcommit_refusal::CASES,
         virtual_only::CASES,
+        cow_after_fork::CASES,
+        outliving_charge::CASES,
+        page_cache::CASES,
+        other_limit::CASES,
+        physical_fragmentation::CASES,
+        managed::CASES,
+        growth::CASES,
+        heaps::CASES,
         innocent::CASES,
     ]
     .into_iter()

@@ -60,7 +60,7 @@ fn prefault(mib: usize) {
 }
 
 /// Starts `count` threads of `mib` each that call `first` and then wait for ever.
-fn threads(count: usize, mib: usize, first: fn(usize)) -> Result<()> {
+pub(super) fn threads(count: usize, mib: usize, first: fn(usize)) -> Result<()> {
     let (ready, all) = mpsc::channel();
     for _ in 0..count {
         let ready = ready.clone();

@@ -1,0 +1,89 @@
+//! Foreign runtimes that cases start: JVMs and Node.js.
+
+use crate::actor::Actor;
+use crate::cgroup::{Group, Hierarchy};
+use crate::stage::Stage;
+use anyhow::{Context, Result, ensure};
+use ebbtide_observe::Bytes;
+use serde_json::Value;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+const SOURCE: &str = include_str!("../programs/Lab.java");
+/// Says that it is ready and waits; V8 takes its heap's limit from the command line.
+const SCRIPT: &str = "console.log('{}'); process.stdin.resume()";
+
+/// What a JVM of the lab does.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Jvm {
+    /// Options of the JVM.
+    pub options: &'static [&'static str],
+    /// MB allocated and dropped.
+    pub garbage: u32,
+    /// MB that live.
+    pub live: u32,
+    /// Whether it collects before it waits.
+    pub collect: bool,
+}
+
+/// What a JVM says of its heap (java.lang.Runtime).
+#[derive(Debug, Clone, Copy)]
+pub struct Heap {
+    /// Its process.
+    pub pid: i32,
+    /// totalMemory().
+    pub committed: Bytes,
+    /// totalMemory() - freeMemory().
+    pub used: Bytes,
+}
+
+/// Compiles the lab's class; the directory to put in the class path.
+pub fn compile(stage: &Stage) -> Result<PathBuf> {
+    let dir = stage.journal.dir().join("classes");
+    fs::create_dir_all(&dir)?;
+    fs::write(dir.join("Lab.java"), SOURCE)?;
+    let javac = Command::new("javac").arg("Lab.java").current_dir(&dir).stdin(Stdio::null()).output()?;
+    ensure!(javac.status.success(), "javac: {}", String::from_utf8_lossy(&javac.stderr));
+    Ok(dir)
+}
+
+/// Starts a JVM, in `group` where there is one, with `extra` options, and waits until it is ready.
+pub fn jvm(
+    stage: &mut Stage,
+    jvm: Jvm,
+    extra: &[String],
+    group: Option<(&Hierarchy, &Group)>,
+) -> Result<Heap> {
+    let classes = compile(stage)?;
+    let mut command = Command::new("java");
+    command.args(jvm.options).args(extra).arg("-cp").arg(classes).arg("Lab");
+    command.args([jvm.garbage.to_string(), jvm.live.to_string()]);
+    command.arg(if jvm.collect { "collect" } else { "rest" });
+    let (pid, said) = start(stage, &mut command, group)?;
+    let bytes = |key: &str| said[key].as_u64().map(Bytes).with_context(|| format!("the JVM said no {key}"));
+    Ok(Heap { pid, committed: bytes("committed")?, used: bytes("used")? })
+}
+
+/// Starts Node.js with `options`, in `group` where there is one, and waits until it is ready.
+pub fn node(stage: &mut Stage, options: &[String], group: Option<(&Hierarchy, &Group)>) -> Result<i32> {
+    let mut command = Command::new("node");
+    command.args(options).args(["-e", SCRIPT]);
+    start(stage, &mut command, group).map(|(pid, _)| pid)
+}
+
+/// Starts `command` from inside the group, which it inherits, so that all it ever uses is charged there.
+fn start(
+    stage: &mut Stage,
+    command: &mut Command,
+    group: Option<(&Hierarchy, &Group)>,
+) -> Result<(i32, Value)> {
+    command.stderr(Stdio::inherit());
+    let home = group.map(|(hierarchy, group)| hierarchy.home().and_then(|home| group.enter().map(|()| home)));
+    let home = home.transpose()?;
+    let actor = Actor::program(command);
+    home.map_or(Ok(()), |home| home.enter())?;
+    let mut actor = actor?;
+    let said = actor.hear()?;
+    Ok((stage.cast(actor), said))
+}
