@@ -6,17 +6,22 @@
 //! command's standard output arrives byte for byte, because it has a serial port of its own that the kernel's
 //! console does not write to; nothing is left behind but the kernels unpacked under target/vm.
 
+mod apt;
 mod initramfs;
 mod kernel;
 mod qemu;
 
-pub(crate) use kernel::{Kernel, Release};
+pub(crate) use apt::Release;
+pub(crate) use kernel::Kernel;
 
 use anyhow::{Result, ensure};
 use ebbtide_observe::Bytes;
 use initramfs::Initramfs;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// Where the guest has the lab's leaking module.
+const LEAK_MODULE: &str = "/modules/ebbtide_leak.ko";
 
 /// How a command in the guest ended.
 #[derive(Debug)]
@@ -43,6 +48,7 @@ pub(crate) struct Vm {
     balloon: bool,
     cmdline: String,
     modules: Vec<String>,
+    leak_module: bool,
     programs: Vec<String>,
     shares: Vec<(PathBuf, PathBuf)>,
     stream: bool,
@@ -62,6 +68,7 @@ impl Vm {
             balloon: false,
             cmdline: String::new(),
             modules: Vec::new(),
+            leak_module: false,
             programs: Vec::new(),
             shares: Vec::new(),
             stream: false,
@@ -126,6 +133,13 @@ impl Vm {
         self
     }
 
+    /// Builds the lab's leaking module and puts it at $EBBTIDE_LAB_MODULE; loading it is up to the command.
+    #[must_use]
+    pub(crate) fn leak_module(mut self) -> Vm {
+        self.leak_module = true;
+        self
+    }
+
     /// Copies a program of this machine (a name in PATH or a path) to the guest's /bin, with its libraries.
     #[must_use]
     pub(crate) fn program(mut self, program: impl Into<String>) -> Vm {
@@ -181,8 +195,14 @@ impl Vm {
             root.tree(from, to)?;
         }
         self.settings(&mut root)?;
+        let mut script = String::from("#!/bin/sh\n");
+        if self.leak_module {
+            root.copy(&self.kernel.leak_module()?, LEAK_MODULE)?;
+            script += &format!("export EBBTIDE_LAB_MODULE={LEAK_MODULE}\n");
+        }
         let words = command.iter().map(|word| quoted(word.as_ref())).collect::<Vec<_>>().join(" ");
-        root.file("/vm/command", 0o755, format!("#!/bin/sh\nexec {words}\n").as_bytes());
+        script += &format!("exec {words}\n");
+        root.file("/vm/command", 0o755, script.as_bytes());
         root.file("/vm/mark", 0o644, mark.as_bytes());
         Ok(root.finish())
     }

@@ -35,6 +35,9 @@ pub(crate) struct Args {
     /// Load a module of the kernel's package: "NAME [PARAMETER=VALUE ...]"
     #[arg(long = "module", value_name = "MODULE")]
     modules: Vec<String>,
+    /// Build the lab's leaking module; its path is in $EBBTIDE_LAB_MODULE
+    #[arg(long)]
+    leak_module: bool,
     /// Copy a program of this machine, with its libraries, to the guest's /bin
     #[arg(long = "program", value_name = "NAME")]
     programs: Vec<String>,
@@ -93,6 +96,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     if args.balloon {
         vm = vm.balloon();
+    }
+    if args.leak_module {
+        vm = vm.leak_module();
     }
     vm = args.modules.iter().fold(vm, |vm, module| vm.module(module));
     vm = args.share.iter().fold(vm, |vm, dir| vm.share(dir, "/share"));

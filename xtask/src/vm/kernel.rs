@@ -1,52 +1,35 @@
-//! Gets Debian's kernels: downloads and unpacks their packages under target/vm, installing nothing. Apt runs
-//! with a source list and state directory of its own there, so the system's apt configuration is neither
-//! changed nor needed, and no root is. A package is unpacked once; a run killed half-way leaves no half
-//! kernel behind, because the finished directory is moved into place.
+//! Kernels to boot, their modules, and the lab's own module built for them.
 
-use crate::workspace::{output, run, target_dir, text, which};
+use super::apt::{Apt, Release};
+use crate::workspace::{output, root, run, target_dir, text, which};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// A Debian release, named by what it brings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Release {
-    /// Debian 11: Linux 5.10
-    Bullseye,
-    /// Debian 12: Linux 6.1
-    Bookworm,
-    /// Debian 13: Linux 6.12
-    Trixie,
-}
-
-impl Release {
-    /// Every release, oldest kernel first.
-    pub(crate) const ALL: [Release; 3] = [Release::Bullseye, Release::Bookworm, Release::Trixie];
-
-    /// The suite's name in Debian's archive.
-    pub(crate) fn suite(self) -> &'static str {
-        match self {
-            Release::Bullseye => "bullseye",
-            Release::Bookworm => "bookworm",
-            Release::Trixie => "trixie",
-        }
-    }
-}
 
 /// A kernel to boot.
 #[derive(Debug, Clone)]
 pub(crate) struct Kernel {
     /// The compressed image.
     pub(crate) image: PathBuf,
-    /// The directory that holds lib/modules/VERSION; none for a kernel given by the path of its image.
-    modules: Option<(PathBuf, String)>,
+    /// Where the rest of it is; none for a kernel given by the path of its image.
+    package: Option<Package>,
+}
+
+/// An unpacked kernel package.
+#[derive(Debug, Clone)]
+struct Package {
+    release: Release,
+    /// The directory that holds lib/modules/VERSION.
+    dir: PathBuf,
+    /// As `uname -r` says it.
+    version: String,
 }
 
 impl Kernel {
     /// The kernel whose image is the file `image`, without modules.
     pub(crate) fn at(image: &Path) -> Result<Kernel> {
         ensure!(image.is_file(), "{} is no kernel image", image.display());
-        Ok(Kernel { image: image.to_owned(), modules: None })
+        Ok(Kernel { image: image.to_owned(), package: None })
     }
 
     /// The kernel of a Debian release: `package`, or the one that linux-image-amd64 stands for there.
@@ -56,7 +39,7 @@ impl Kernel {
             Some(name) => name.to_owned(),
             None => apt.depends("linux-image-amd64", "linux-image-")?,
         };
-        let dir = apt.unpacked(&package)?;
+        let dir = apt.unpacked(&[&package])?;
         let version = package.strip_prefix("linux-image-").unwrap_or(&package).to_owned();
         let image = dir.join("boot").join(format!("vmlinuz-{version}"));
         ensure!(image.is_file(), "{package} has no {}", image.display());
@@ -64,131 +47,58 @@ impl Kernel {
         if !dir.join("lib").exists() {
             std::os::unix::fs::symlink("usr/lib", dir.join("lib"))?;
         }
-        let kernel = Kernel { image, modules: Some((dir, version)) };
-        kernel.index()?;
-        Ok(kernel)
+        // The package's own scripts would do this at installation.
+        if !dir.join("lib/modules").join(&version).join("modules.dep").exists() {
+            run(tool("depmod")?.arg("-b").arg(&dir).arg(&version))?;
+        }
+        Ok(Kernel { image, package: Some(Package { release, dir, version }) })
     }
 
     /// The kernel's version as `uname -r` says it; none for a kernel given by path.
     pub(crate) fn version(&self) -> Option<&str> {
-        self.modules.as_ref().map(|(_, version)| version.as_str())
-    }
-
-    /// Writes modules.dep, which the package's own scripts make at installation.
-    fn index(&self) -> Result<()> {
-        let Some((dir, version)) = &self.modules else { return Ok(()) };
-        if dir.join("lib/modules").join(version).join("modules.dep").exists() {
-            return Ok(());
-        }
-        let depmod = which("depmod").context("depmod is missing: install the package kmod")?;
-        run(Command::new(depmod).arg("-b").arg(dir).arg(version))
+        self.package.as_ref().map(|package| package.version.as_str())
     }
 
     /// The files to load for module `name`, those it depends on first.
-    pub(crate) fn module_files(&self, name: &str) -> Result<Vec<PathBuf>> {
-        let (dir, version) =
-            self.modules.as_ref().with_context(|| format!("no modules with this kernel, so no {name}"))?;
-        let modprobe = which("modprobe").context("modprobe is missing: install the package kmod")?;
-        let shown =
-            text(Command::new(modprobe).arg("-d").arg(dir).args(["-S", version, "--show-depends", name]))?;
+    pub(super) fn module_files(&self, name: &str) -> Result<Vec<PathBuf>> {
+        let Package { dir, version, .. } = self.package()?;
+        let shown = text(tool("modprobe")?.arg("-d").arg(dir).args(["-S", version, "--show-depends", name]))?;
         // "insmod PATH [PARAMETERS]" for a module, "builtin NAME" for what the image holds.
-        Ok(shown
-            .lines()
-            .filter_map(|l| l.strip_prefix("insmod ")?.split(' ').next())
-            .map(PathBuf::from)
-            .collect())
+        let files = shown.lines().filter_map(|line| line.strip_prefix("insmod ")?.split(' ').next());
+        Ok(files.map(PathBuf::from).collect())
+    }
+
+    /// Builds the lab's leaking module for this kernel and returns its file. Debian 12's only: the build tools
+    /// of Debian 13 need its C library, and the kernel of Debian 11 needs the compiler of Debian 11.
+    pub(crate) fn leak_module(&self) -> Result<PathBuf> {
+        const NAME: &str = "ebbtide_leak";
+        let Package { release, version, .. } = self.package()?;
+        ensure!(*release == Release::Bookworm, "modules can be built for Debian 12's kernels only");
+        let headers = format!("linux-headers-{version}");
+        let apt = Apt::new(*release)?;
+        let common = apt.depends(&headers, "linux-headers-")?;
+        let kbuild = apt.depends(&headers, "linux-kbuild-")?;
+        let sources = apt.unpacked(&[&headers, &common, &kbuild])?.join("usr/src");
+        let build = target_dir(&format!("vm/module-{version}"))?;
+        for file in ["Kbuild", "ebbtide_leak.c"] {
+            let from = root().join("lab/module").join(file);
+            std::fs::copy(&from, build.join(file))
+                .with_context(|| format!("cannot copy {}", from.display()))?;
+        }
+        // The headers' own Makefile includes the common one by its installed path.
+        let mut make = Command::new("make");
+        make.current_dir(sources.join(&headers)).arg("-f").arg(sources.join(common).join("Makefile"));
+        make.arg(format!("M={}", build.display())).args(["CC=gcc-12", "modules"]);
+        output(&mut make)?;
+        Ok(build.join(NAME).with_extension("ko"))
+    }
+
+    fn package(&self) -> Result<&Package> {
+        self.package.as_ref().context("a kernel given by the path of its image has no modules")
     }
 }
 
-/// Apt on one release's archive.
-struct Apt {
-    release: Release,
-    dir: PathBuf,
-}
-
-impl Apt {
-    /// Apt on `release`'s archive; reads the package lists unless that was done before.
-    fn new(release: Release) -> Result<Apt> {
-        let dir = target_dir("vm")?.join(release.suite());
-        let apt = Apt { release, dir };
-        if !apt.dir.join("listed").exists() {
-            apt.list()?;
-        }
-        Ok(apt)
-    }
-
-    fn list(&self) -> Result<()> {
-        const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-        std::fs::create_dir_all(self.dir.join("lists/partial"))?;
-        std::fs::create_dir_all(self.dir.join("archives/partial"))?;
-        let signed =
-            if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };
-        let source = format!("deb {signed}{} {} main\n", mirror()?, self.release.suite());
-        std::fs::write(self.dir.join("sources.list"), source)?;
-        output(self.tool("apt-get").arg("update"))?;
-        Ok(std::fs::write(self.dir.join("listed"), b"")?)
-    }
-
-    fn tool(&self, name: &str) -> Command {
-        let mut command = Command::new(name);
-        let mut option = |key: &str, value: &Path| {
-            command.arg("-o").arg(format!("{key}={}", value.display()));
-        };
-        option("Dir::Etc::sourcelist", &self.dir.join("sources.list"));
-        option("Dir::Etc::sourceparts", Path::new("-"));
-        option("Dir::State::lists", &self.dir.join("lists"));
-        option("Dir::Cache", &self.dir);
-        option("Dir::Cache::pkgcache", Path::new(""));
-        option("Dir::Cache::srcpkgcache", Path::new(""));
-        // The index has the names that this uses; the rest is 10 MB of descriptions and pictures.
-        option("Acquire::Languages", Path::new("none"));
-        option("Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", Path::new("false"));
-        command
-    }
-
-    /// The first dependency of `package` whose name starts with `prefix`.
-    fn depends(&self, package: &str, prefix: &str) -> Result<String> {
-        let shown = text(self.tool("apt-cache").args(["depends", package]))?;
-        let found = shown.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-        found
-            .map(str::to_owned)
-            .find(|name| name.starts_with(prefix))
-            .with_context(|| format!("{package} of {} depends on no {prefix} package", self.release.suite()))
-    }
-
-    /// The directory that holds `package`, downloaded and unpacked if it was not yet.
-    fn unpacked(&self, package: &str) -> Result<PathBuf> {
-        let dir = self.dir.join(package);
-        if dir.exists() {
-            return Ok(dir);
-        }
-        let partial = self.dir.join(format!("{package}.{}", std::process::id()));
-        std::fs::create_dir_all(&partial)?;
-        let unpack = || -> Result<()> {
-            output(self.tool("apt-get").args(["download", package]).current_dir(&partial))?;
-            for entry in std::fs::read_dir(&partial)?.collect::<std::io::Result<Vec<_>>>()? {
-                run(Command::new("dpkg-deb").arg("--extract").arg(entry.path()).arg(&partial))?;
-                std::fs::remove_file(entry.path())?;
-            }
-            Ok(())
-        };
-        let unpacked = unpack();
-        if unpacked.is_err() || std::fs::rename(&partial, &dir).is_err() {
-            // A failed attempt, or one that another run was faster with.
-            std::fs::remove_dir_all(&partial)?;
-        }
-        unpacked.with_context(|| format!("cannot get {package} of Debian's {}", self.release.suite()))?;
-        Ok(dir)
-    }
-}
-
-/// The Debian archive that this machine's apt uses.
-fn mirror() -> Result<String> {
-    let targets = Command::new("apt-get")
-        .args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Component: main"])
-        .output()
-        .context("apt-get is missing: give a kernel image with --kernel")?;
-    let uris = String::from_utf8_lossy(&targets.stdout).into_owned();
-    let debian = uris.lines().find(|uri| uri.trim_end_matches('/').ends_with("/debian"));
-    debian.map(str::to_owned).context("apt here has no Debian archive: give a kernel image with --kernel")
+fn tool(name: &str) -> Result<Command> {
+    let path = which(name).with_context(|| format!("{name} is missing: install the package kmod"))?;
+    Ok(Command::new(path))
 }
