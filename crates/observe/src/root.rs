@@ -35,6 +35,12 @@ impl Root {
         Root::open(dir.into(), false)
     }
 
+    /// The directory `fd` is open on, named `dir` in messages: one that has no path, such as a mount that is
+    /// attached nowhere.
+    pub fn from_fd(dir: impl Into<PathBuf>, fd: OwnedFd) -> Root {
+        Root { dir: dir.into(), fd, live: false }
+    }
+
     fn open(dir: PathBuf, live: bool) -> Result<Root, ReadError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&dir, flags, Mode::empty()).map_err(|e| ReadError::new(&dir, e))?;
@@ -179,6 +185,13 @@ impl Root {
         rustix::fs::readlinkat(&self.fd, relative(path), Vec::new())
             .map(|target| target.to_string_lossy().into_owned())
             .map_err(|e| ReadError::new(self.path(path), e))
+    }
+}
+
+impl AsFd for Root {
+    /// The directory itself, for calls relative to it. It is an `O_PATH` descriptor.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

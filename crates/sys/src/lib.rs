@@ -3,3 +3,5 @@
 
 pub mod bpf;
 pub mod interrupt;
+pub mod memory;
+pub mod schedule;
