@@ -26,6 +26,8 @@ pub(crate) enum Verb {
     Explain(ExplainArgs),
     /// Processes by what they really hold
     Ps(PsArgs),
+    /// Who makes the dentries: traces path look-ups for some seconds
+    Dentries(crate::dentries::DentriesArgs),
     /// What each cause is, how to see it by hand, what helps
     Causes(CausesArgs),
     /// Write a shell's completion script to standard output

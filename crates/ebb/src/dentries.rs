@@ -25,12 +25,11 @@ pub(crate) struct DentriesArgs {
     ///
     /// Meanwhile each look-up on this host takes about 0.4 us longer. Ctrl-C ends it early and shows what was
     /// seen so far.
-    #[arg(long, value_name = "TIME", value_parser = duration, required = true)]
+    #[arg(long, value_name = "TIME", value_parser = crate::cli::duration, required = true)]
     #[arg(num_args = 0..=1, default_missing_value = "5s")]
     pub(crate) who: Duration,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) output: crate::cli::Output,
     /// Show the N largest processes and directories
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) top: u16,
@@ -59,7 +58,7 @@ pub(crate) fn run(args: &DentriesArgs) -> anyhow::Result<ExitCode> {
     let cpu = cpu_time().saturating_sub(cpu_before);
     lookups.processes.truncate(args.top.into());
     let mut out = anstream::stdout().lock();
-    let written = if args.json {
+    let written = if args.output.json {
         let report = Report { schema_version: 1, lookups: &lookups, cpu_us: cpu.as_micros() as u64 };
         serde_json::to_writer(&mut out, &report).map_err(std::io::Error::from).and_then(|()| writeln!(out))
     } else {
@@ -122,41 +121,7 @@ fn refused(error: &TraceError) -> anyhow::Error {
     anyhow!("cannot trace path look-ups: {error}. {advice}")
 }
 
-/// A time span as people write it: a number with ms, s or m; without a unit in seconds.
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let seconds = match unit {
-        "ms" => 0.001,
-        "s" | "" => 1.0,
-        "m" => 60.0,
-        _ => return Err("write it as 500ms, 5s or 2m".to_owned()),
-    };
-    let number: f64 = number.parse().map_err(|_| "write it as 500ms, 5s or 2m".to_owned())?;
-    match Duration::try_from_secs_f64(number * seconds) {
-        Ok(span) if (0.1..=3600.0).contains(&span.as_secs_f64()) => Ok(span),
-        _ => Err("between 100ms and 60m".to_owned()),
-    }
-}
-
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn time_spans() {
-        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
-        assert_eq!(duration("5"), Ok(Duration::from_secs(5)));
-        assert_eq!(duration("0.5s"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for wrong in ["", "s", "5x", "0", "2h", "-1s", "1e9", "61m", "1.2.3s", "99999999999999999999m"] {
-            assert!(duration(wrong).is_err(), "{wrong}");
-        }
-    }
 }

@@ -7,6 +7,7 @@
 mod causes;
 mod cgroup;
 mod cli;
+mod dentries;
 mod escape;
 mod explain;
 mod host;
@@ -40,6 +41,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         None => host::run(&cli.host),
         Some(Verb::Explain(args)) => explain::run(&args),
         Some(Verb::Ps(args)) => ps::run(&args),
+        Some(Verb::Dentries(args)) => dentries::run(&args),
         Some(Verb::Causes(args)) => causes::run(&args),
         Some(Verb::Completions(args)) => cli::completions(&args),
         Some(Verb::Man(args)) => cli::man_pages(&args),
