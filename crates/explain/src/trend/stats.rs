@@ -11,7 +11,7 @@ use std::cmp::Ordering;
 pub type Point = (i64, i64);
 
 /// Theil-Sen forms every pair of points: from more than this many, each run of neighbours is first replaced
-/// by its medians. 512 points make 130,816 slopes, 1 MiB and 10 ms; 10,000 would make 400 MB.
+/// by its medians. 512 points make 130,816 slopes, 1 MiB and 5 ms; 10,000 would make 400 MB.
 ///
 /// Medians of runs, not every n-th point: picking points from a saw-tooth near its period yields a slow
 /// rise that is not there.
