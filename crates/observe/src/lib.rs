@@ -12,6 +12,7 @@ pub mod host;
 pub mod process;
 pub mod root;
 pub mod scan;
+pub mod shared;
 pub mod trace;
 mod units;
 
