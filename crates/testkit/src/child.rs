@@ -157,11 +157,18 @@ impl Parent {
         write!(stdout, "\n{MARK} {said}\n").and_then(|()| stdout.flush()).expect("a parent that reads");
     }
 
-    /// Waits for the parent's next line; `None` once it is gone, when the program should end.
+    /// Waits for the parent's next line; `None` once it is gone, when the program should end. Reads no byte
+    /// beyond the line: what the program executes may read on.
     pub fn listen(&mut self) -> Option<String> {
-        let mut line = String::new();
-        let read = std::io::stdin().lock().read_line(&mut line).expect("standard input");
-        (read > 0).then(|| line.trim_end().to_owned())
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while rustix::io::read(rustix::stdio::stdin(), &mut byte).expect("standard input") > 0 {
+            match byte {
+                [b'\n'] => return Some(String::from_utf8_lossy(&line).into_owned()),
+                [other] => line.push(other),
+            }
+        }
+        None
     }
 }
 
