@@ -9,6 +9,7 @@ pub mod cgroup;
 mod error;
 mod escape;
 pub mod host;
+pub mod hsperf;
 pub mod process;
 pub mod root;
 pub mod scan;
