@@ -9,9 +9,11 @@ pub mod cgroup;
 mod error;
 mod escape;
 pub mod host;
+pub mod hsperf;
 pub mod process;
 pub mod root;
 pub mod scan;
+pub mod shared;
 pub mod trace;
 mod units;
 

@@ -3,5 +3,6 @@
 
 pub mod bpf;
 pub mod interrupt;
-pub mod memory;
+pub mod pagemap;
+pub mod remote;
 pub mod schedule;

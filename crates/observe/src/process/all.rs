@@ -114,20 +114,11 @@ impl Processes {
     pub fn read_with(root: &Root, threads: usize) -> Result<Processes, ReadError> {
         let proc = root.sub("proc")?;
         let (pids, left_out) = list(&proc)?;
-        let next = AtomicUsize::new(0);
-        let threads = threads.clamp(1, pids.len().div_ceil(4 * BATCH).max(1));
-        let mut found = std::thread::scope(|scope| {
-            let workers: Vec<_> =
-                (1..threads).map(|_| scope.spawn(|| Reader::new(proc.fd()).take_all(&pids, &next))).collect();
-            let mut found = Reader::new(proc.fd()).take_all(&pids, &next);
-            for worker in workers {
-                match worker.join() {
-                    Ok(part) => found.add(part),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            found
-        });
+        let parts = share_out(&pids, threads, || Reader::new(proc.fd()), Reader::take);
+        let mut found = Processes::default();
+        for part in parts {
+            found.add(part.found);
+        }
         found.left_out = left_out;
         found.all.sort_unstable_by_key(|process| process.pid);
         found.hidden_threads = hidden_threads(root, &found);
@@ -167,6 +158,36 @@ impl Processes {
     }
 }
 
+/// Has `take` called for every one of `items`, on at most `threads` threads, each with a `new` state of its
+/// own; returns the states. Few items stay on this thread.
+pub(crate) fn share_out<I: Copy + Sync, T: Send>(
+    items: &[I],
+    threads: usize,
+    new: impl Fn() -> T + Sync,
+    take: impl Fn(&mut T, I) + Sync,
+) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut state = new();
+        while let Some(rest) = items.get(next.fetch_add(BATCH, Ordering::Relaxed)..) {
+            rest.iter().take(BATCH).for_each(|&item| take(&mut state, item));
+        }
+        state
+    };
+    let threads = threads.clamp(1, items.len().div_ceil(4 * BATCH).max(1));
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut states = vec![work()];
+        for worker in workers {
+            match worker.join() {
+                Ok(state) => states.push(state),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        states
+    })
+}
+
 /// One thread's work and its buffers.
 struct Reader<'p> {
     proc: BorrowedFd<'p>,
@@ -177,16 +198,6 @@ struct Reader<'p> {
 impl<'p> Reader<'p> {
     fn new(proc: BorrowedFd<'p>) -> Reader<'p> {
         Reader { proc, text: Vec::with_capacity(16 << 10), found: Processes::default() }
-    }
-
-    fn take_all(mut self, pids: &[Pid], next: &AtomicUsize) -> Processes {
-        loop {
-            let start = next.fetch_add(BATCH, Ordering::Relaxed);
-            let Some(rest) = pids.get(start..) else { return self.found };
-            for &pid in &rest[..rest.len().min(BATCH)] {
-                self.take(pid);
-            }
-        }
     }
 
     fn take(&mut self, pid: Pid) {

@@ -9,7 +9,7 @@
 use super::event::PathAt;
 use super::names;
 use super::tasks::{Process, Tasks};
-use ebbtide_sys::memory::read_memory;
+use ebbtide_sys::remote;
 use rustix::io::Errno;
 use rustix::process::Pid;
 use std::collections::HashMap;
@@ -172,7 +172,7 @@ fn read_text(tid: u32, address: u64, text: &mut Vec<u8>) -> Result<(), Errno> {
         let to_page_end = 4096 - (at % 4096) as usize;
         let filled = text.len();
         text.resize(filled + to_page_end.min(256).min(PATH_MAX - filled), 0);
-        let n = read_memory(pid, at, &mut text[filled..])?;
+        let n = remote::read(pid, at, &mut text[filled..])?;
         text.truncate(filled + n);
         if let Some(end) = text[filled..].iter().position(|&b| b == 0) {
             text.truncate(filled + end);
