@@ -1,5 +1,6 @@
 //! The project's own commands, run as `cargo xtask NAME`: what a contributor and CI need beyond cargo.
 
+mod bench;
 mod deps;
 mod lab;
 mod test;
@@ -24,6 +25,8 @@ enum Task {
     Test(test::Args),
     /// Make real incidents and check what ebb says of them
     Lab(lab::Args),
+    /// Measure ebb beside its peers
+    Bench(bench::Args),
     /// Run a command on Debian's kernel in a virtual machine
     Vm(Box<vm_command::Args>),
     /// Run the tests that need a virtual machine
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().task {
         Task::Test(args) => test::run(&args),
         Task::Lab(args) => lab::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Vm(args) => vm_command::run(&args),
         Task::VmTest(args) => vm_test::run(&args),
         Task::Fill(args) => vm_test::fill::run(&args),
