@@ -35,10 +35,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut steps = vec![("the workspace's tests", workspace)];
     if args.fast {
         total.skip("the lab and the virtual machine: --fast");
-    } else if missing.is_empty() {
-        steps.push(("the virtual machine", own(&["vm-test"])?));
     } else {
-        total.skip(&format!("the virtual machine: not installed: {}", missing.join(" ")));
+        steps.push(("the lab", own(&["lab"])?));
+        if missing.is_empty() {
+            steps.push(("the lab in a virtual machine", own(&["vm-lab"])?));
+            steps.push(("the virtual machine's tests", own(&["vm-test"])?));
+        } else {
+            total.skip(&format!("the virtual machine: not installed: {}", missing.join(" ")));
+        }
     }
     for (name, command) in steps {
         println!("== {name}");
@@ -92,6 +96,8 @@ impl Tally {
             self.add(&counts.replace("; ", ", "));
         } else if line.starts_with(|c: char| c.is_ascii_digit()) && line.contains(" passed, ") {
             self.add(line);
+        } else if line.starts_with("skipped  ") {
+            self.reasons.push(line.trim_end().to_owned());
         } else if let Some(at) = line.find("skipped: ") {
             self.reasons.push(line[at..].trim_end().to_owned());
         }
