@@ -21,6 +21,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+/// Below this qemu takes its default instead (0), or the kernel paniced for want of room for its initramfs.
+const LEAST_MEMORY: Bytes = Bytes(128 << 20);
+
 /// Where the guest has the lab's leaking module.
 const LEAK_MODULE: &str = "/modules/ebbtide_leak.ko";
 
@@ -189,6 +192,8 @@ impl Vm {
     /// took too long; its last console lines are in the message.
     pub(crate) fn run<S: AsRef<str>>(&self, command: &[S]) -> Result<Output> {
         ensure!(!command.is_empty(), "no command to run in the virtual machine");
+        ensure!(self.memory >= LEAST_MEMORY, "Debian's kernels need {LEAST_MEMORY} of memory to boot");
+        ensure!(self.cpus > 0, "a virtual machine needs a processor");
         let mark = mark()?;
         let initramfs = self.initramfs(command, &mark)?;
         qemu::run(self, &initramfs, &mark)
