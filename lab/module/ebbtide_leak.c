@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * A kernel leak, for the virtual machine only: unreclaimable slab that grows for ever and that nothing owns.
- * Every 100 ms it allocates `kib` KiB in objects of `size` bytes and drops the pointers, so that unloading the
+ * Every 100 ms it allocates a tenth of `kib_per_s` KiB in objects of `size` bytes and drops the pointers, so that unloading the
  * module gives nothing back: only a restart does, as with the real thing.
  */
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/workqueue.h>
 
-static unsigned int kib = 256;
-module_param(kib, uint, 0644);
-MODULE_PARM_DESC(kib, "KiB lost every 100 ms");
+static unsigned int kib_per_s = 2560;
+module_param(kib_per_s, uint, 0644);
+MODULE_PARM_DESC(kib_per_s, "KiB lost every second");
 
 static unsigned int size = 1024;
 module_param(size, uint, 0444);
@@ -23,7 +23,7 @@ static void lose(struct work_struct *work)
 {
 	unsigned long left;
 
-	for (left = kib * 1024UL; left >= size; left -= size) {
+	for (left = kib_per_s * 1024UL / 10; left >= size; left -= size) {
 		void *lost = kmalloc(size, GFP_KERNEL | __GFP_NOWARN);
 
 		if (!lost)

@@ -36,6 +36,13 @@ pub(crate) const VM: &[Package] = &[
     package("util-linux", "setpriv", "ends the virtual machine when its starter is killed"),
 ];
 
+/// For the benches.
+pub(crate) const BENCH: &[Package] = &[
+    package("smem", "smem", "a peer of ebb ps"),
+    package("python3-pip", "pip3", "brings ps_mem, another peer, from PyPI"),
+    package("util-linux", "setpriv", "ends the sleeping processes when their starter is killed"),
+];
+
 /// The packages of `tables` that are missing here.
 pub(crate) fn missing(tables: &[&'static [Package]]) -> Vec<&'static Package> {
     tables.iter().flat_map(|table| table.iter()).filter(|package| which(package.shown_by).is_none()).collect()

@@ -1,10 +1,12 @@
 //! The project's own commands, run as `cargo xtask NAME`: what a contributor and CI need beyond cargo.
 
+mod bench;
 mod deps;
 mod lab;
 mod test;
 mod vm;
 mod vm_command;
+mod vm_lab;
 mod vm_test;
 mod workspace;
 
@@ -24,8 +26,12 @@ enum Task {
     Test(test::Args),
     /// Make real incidents and check what ebb says of them
     Lab(lab::Args),
+    /// Measure ebb beside its peers
+    Bench(bench::Args),
     /// Run a command on Debian's kernel in a virtual machine
     Vm(Box<vm_command::Args>),
+    /// Make the lab's incidents in a virtual machine and check what ebb says of them
+    VmLab(vm_lab::Args),
     /// Run the tests that need a virtual machine
     VmTest(vm_test::Args),
     #[command(hide = true)]
@@ -36,7 +42,9 @@ fn main() -> ExitCode {
     let result = match Args::parse().task {
         Task::Test(args) => test::run(&args),
         Task::Lab(args) => lab::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Vm(args) => vm_command::run(&args),
+        Task::VmLab(args) => vm_lab::run(&args),
         Task::VmTest(args) => vm_test::run(&args),
         Task::Fill(args) => vm_test::fill::run(&args),
     };

@@ -18,7 +18,11 @@ use anyhow::{Result, ensure};
 use ebbtide_observe::Bytes;
 use initramfs::Initramfs;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
+
+/// Below this qemu takes its default instead (0), or the kernel paniced for want of room for its initramfs.
+const LEAST_MEMORY: Bytes = Bytes(128 << 20);
 
 /// Where the guest has the lab's leaking module.
 const LEAK_MODULE: &str = "/modules/ebbtide_leak.ko";
@@ -36,6 +40,13 @@ pub(crate) struct Output {
     pub(crate) console: Vec<u8>,
 }
 
+impl Output {
+    /// The command's exit code as one's own.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(u8::try_from(self.status).unwrap_or(u8::MAX))
+    }
+}
+
 /// A virtual machine to be run.
 #[derive(Debug, Clone)]
 pub(crate) struct Vm {
@@ -49,6 +60,7 @@ pub(crate) struct Vm {
     cmdline: String,
     modules: Vec<String>,
     leak_module: bool,
+    env: Vec<(String, String)>,
     programs: Vec<String>,
     shares: Vec<(PathBuf, PathBuf)>,
     stream: bool,
@@ -69,6 +81,7 @@ impl Vm {
             cmdline: String::new(),
             modules: Vec::new(),
             leak_module: false,
+            env: Vec::new(),
             programs: Vec::new(),
             shares: Vec::new(),
             stream: false,
@@ -140,6 +153,13 @@ impl Vm {
         self
     }
 
+    /// Sets a variable of the command's environment.
+    #[must_use]
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Vm {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Copies a program of this machine (a name in PATH or a path) to the guest's /bin, with its libraries.
     #[must_use]
     pub(crate) fn program(mut self, program: impl Into<String>) -> Vm {
@@ -172,6 +192,8 @@ impl Vm {
     /// took too long; its last console lines are in the message.
     pub(crate) fn run<S: AsRef<str>>(&self, command: &[S]) -> Result<Output> {
         ensure!(!command.is_empty(), "no command to run in the virtual machine");
+        ensure!(self.memory >= LEAST_MEMORY, "Debian's kernels need {LEAST_MEMORY} of memory to boot");
+        ensure!(self.cpus > 0, "a virtual machine needs a processor");
         let mark = mark()?;
         let initramfs = self.initramfs(command, &mark)?;
         qemu::run(self, &initramfs, &mark)
@@ -196,6 +218,9 @@ impl Vm {
         }
         self.settings(&mut root)?;
         let mut script = String::from("#!/bin/sh\n");
+        for (name, value) in &self.env {
+            script += &format!("export {name}={}\n", quoted(value));
+        }
         if self.leak_module {
             root.copy(&self.kernel.leak_module()?, LEAK_MODULE)?;
             script += &format!("export EBBTIDE_LAB_MODULE={LEAK_MODULE}\n");

@@ -110,7 +110,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for line in String::from_utf8_lossy(&output.console).lines().filter(|line| !line.trim().is_empty()) {
         eprintln!("console: {}", line.trim_end());
     }
-    Ok(ExitCode::from(u8::try_from(output.status).unwrap_or(u8::MAX)))
+    Ok(output.exit_code())
 }
 
 fn busybox_lacks(name: &str) -> bool {

@@ -1,0 +1,48 @@
+//! `ebbtide-benches`: measures ebb beside its peers, all in the same run on the same machine. Started by
+//! `cargo xtask bench`, which builds what is measured and installs the peers.
+
+mod host;
+mod measure;
+mod rollups;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(about = "What is measured against peers, side by side in the same run")]
+struct Args {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// ebb and ebb ps on a host with many processes
+    Host(host::Args),
+    /// Read every process's smaps_rollup and nothing else: what ebb ps cannot do without
+    Rollups,
+    /// Run one command and print what it took, as JSON
+    Measure {
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().bench {
+        Bench::Host(args) => host::run(&args),
+        Bench::Rollups => rollups::run(),
+        Bench::Measure { command } => measure::run(&command),
+    };
+    result.unwrap_or_else(|error: anyhow::Error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+/// What every bench needs: itself, as the program that measures others.
+fn this_program() -> Result<std::path::PathBuf> {
+    Ok(std::env::current_exe()?)
+}

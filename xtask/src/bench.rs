@@ -1,0 +1,57 @@
+//! `cargo xtask bench NAME`: builds what is measured, provides the peers, and starts ebbtide-benches.
+
+use crate::deps;
+use crate::workspace::{build_release, run as run_command, target_dir, which};
+use anyhow::{Context, Result};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(clap::Subcommand)]
+enum Bench {
+    /// ebb and ebb ps on a host with many processes, beside bare reads, smem and ps_mem
+    Host {
+        /// Options of `ebbtide-benches host`, such as --assert
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let Bench::Host { options } = &args.bench;
+    let missing = deps::provide(&[deps::BENCH])?;
+    if !missing.is_empty() {
+        println!("not measured beside ebb: {}", missing.join(" "));
+    }
+    let release = build_release(&["ebb", "ebbtide-benches"])?;
+    let mut bench = Command::new(release.join("ebbtide-benches"));
+    bench.arg("host").arg("--ebb").arg(release.join("ebb"));
+    if let Some(smem) = which("smem") {
+        bench.arg("--smem").arg(smem);
+    }
+    match ps_mem() {
+        Ok(ps_mem) => {
+            bench.arg("--ps-mem").arg(ps_mem);
+        }
+        Err(error) => println!("not measured beside ebb: ps_mem: {error:#}"),
+    }
+    let status = bench.args(options).status().context("cannot start ebbtide-benches")?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2)))
+}
+
+/// The Python file of ps_mem from PyPI, under target/bench.
+fn ps_mem() -> Result<PathBuf> {
+    let dir = target_dir("bench")?.join("ps_mem");
+    let program = dir.join("ps_mem.py");
+    if !program.exists() {
+        let mut pip = Command::new("pip3");
+        pip.env("PIP_ROOT_USER_ACTION", "ignore");
+        run_command(pip.args(["install", "--quiet", "--target"]).arg(&dir).arg("ps_mem==3.14"))?;
+    }
+    Ok(program)
+}
