@@ -10,10 +10,10 @@ use crate::sys;
 use anyhow::{Context, Result, ensure};
 use ebbtide_observe::Bytes;
 use serde_json::json;
+use std::fs;
 
 const TRUTH: Truth = is("overcommit-refusal");
 const NEEDS: &[Need] = &[Need::Overcommit0];
-
 const STRICT: &[Need] = &[Need::Root, Need::Vm, Need::Overcommit0];
 
 /// The cases.
@@ -59,7 +59,11 @@ pub(super) const CASES: &[Case] = &[
         "overcommit-refusal/strict-host",
         "mode 2: Committed_AS at its limit, memory free",
         TRUTH,
-        |s| strict(s, Bytes::from_mib(64)),
+        |s| {
+            let idle = Region::anon(Bytes(s.machine.total.0 / 2), Kind::Private)?;
+            s.hold(idle);
+            strict(s, Bytes::from_mib(64))
+        },
     )
     .needs(STRICT),
     Case::fork("innocent/fork-dontfork", "the same mapping with MADV_DONTFORK", INNOCENT, |s| {
@@ -142,14 +146,7 @@ fn strict(stage: &mut Stage, room: Bytes) -> Result<()> {
         line.park()
     })?;
     actor.hear()?;
-    let meminfo = procfs::meminfo()?;
-    let limit = meminfo.bytes("Committed_AS")? + room;
-    let kib = (limit - meminfo.bytes("SwapTotal")?).0 >> 10;
-    // Writing overcommit_kbytes zeroes the ratio; this one is here to come back last.
-    let ratio = procfs::number("/proc/sys/vm/overcommit_ratio")?;
-    stage.set("/proc/sys/vm/overcommit_ratio", &ratio.to_string())?;
-    stage.set("/proc/sys/vm/overcommit_kbytes", &kib.to_string())?;
-    stage.set("/proc/sys/vm/overcommit_memory", "2")?;
+    commit_limit(stage, room)?;
     actor.go()?;
     let errno = actor.hear_number("errno").context("fork() worked: no such incident here")?;
     ensure!(errno == libc::ENOMEM as u64, "fork() gave {errno}, not ENOMEM");
@@ -159,4 +156,19 @@ fn strict(stage: &mut Stage, room: Bytes) -> Result<()> {
     stage.bytes("committed", meminfo.bytes("Committed_AS")?);
     stage.bytes("commit_limit", meminfo.bytes("CommitLimit")?);
     stage.at_least("available", meminfo.bytes("MemAvailable")?, charge)
+}
+
+/// Mode 2 with `room` between Committed_AS and CommitLimit. Outside mode 2 Committed_AS is approximate (mm/util.c,
+/// mm_compute_batch), so it is read only once the mode is on, under a limit that refuses nothing.
+fn commit_limit(stage: &mut Stage, room: Bytes) -> Result<()> {
+    const LIMIT: &str = "/proc/sys/vm/overcommit_kbytes";
+    let total = procfs::meminfo()?.bytes("MemTotal")?;
+    // Writing overcommit_kbytes zeroes the ratio; this one is here to come back last.
+    let ratio = procfs::number("/proc/sys/vm/overcommit_ratio")?;
+    stage.set("/proc/sys/vm/overcommit_ratio", &ratio.to_string())?;
+    stage.set(LIMIT, &(total.0 >> 9).to_string())?;
+    stage.set("/proc/sys/vm/overcommit_memory", "2")?;
+    let meminfo = procfs::meminfo()?;
+    let limit = meminfo.bytes("Committed_AS")? + room - meminfo.bytes("SwapTotal")?;
+    Ok(fs::write(LIMIT, (limit.0 >> 10).to_string())?)
 }
