@@ -17,7 +17,7 @@ pub fn line(played: &Played) -> String {
     let Played { case, outcome, set_up, asked, .. } = played;
     let seconds = (*set_up + *asked).as_secs_f64();
     match outcome {
-        Outcome::Skipped(why) => format!("skipped  {:42} {why}", case.name),
+        Outcome::Skipped(why) => format!("skipped: {}: {why}", case.name),
         Outcome::Failed(why) => format!("MISS     {:42} {}", case.name, one_line(why)),
         Outcome::Made => format!("made     {:42} {seconds:5.1} s  {}", case.name, figures(played)),
         Outcome::Answered(answer, wrongs) => {

@@ -6,7 +6,6 @@
 
 use crate::actor::{Actor, Line};
 use crate::case::{Case, INNOCENT, Named, Need, Noise, Truth, is};
-use crate::machine;
 use crate::procfs;
 use crate::region::{Kind, PAGE, Region};
 use crate::stage::Stage;
@@ -103,14 +102,6 @@ pub(super) const CASES: &[Case] = &[
     )
     .needs(&[Need::Root, Need::Disk(Bytes::ZERO)])
     .watch(10),
-    Case::host(
-        "kernel-leak/module",
-        "a module that allocates 20 MB/s and forgets it",
-        is("kernel-leak"),
-        module,
-    )
-    .needs(&[Need::Root, Need::Vm, Need::Module])
-    .watch(15),
 ];
 
 /// Between two steps.
@@ -166,7 +157,7 @@ fn rising(stage: &mut Stage, actor: Actor) -> Result<()> {
 }
 
 /// Reads a figure until it is above `least`. There is no event for that: bounded polling.
-fn until_above(least: Bytes, read: impl Fn() -> Result<Bytes>) -> Result<Bytes> {
+pub(super) fn until_above(least: Bytes, read: impl Fn() -> Result<Bytes>) -> Result<Bytes> {
     for _ in 0..400 {
         let now = read()?;
         if now > least {
@@ -275,17 +266,5 @@ fn look_up(dir: &std::path::Path, step: u32, count: u32) -> Result<()> {
         let path = dir.join(format!("{step}-{n}"));
         ensure!(fs::symlink_metadata(&path).is_err(), "{} exists", path.display());
     }
-    Ok(())
-}
-
-/// Loads the module at $EBBTIDE_LAB_MODULE; its parameter `kib_per_s` is the pace.
-fn module(stage: &mut Stage) -> Result<()> {
-    let path = machine::module().context("no module")?;
-    let name = path.file_stem().and_then(|stem| stem.to_str()).context("the module has no name")?;
-    let before = procfs::meminfo()?.bytes("SUnreclaim")?;
-    stage.journal.will(&crate::journal::Undo::Module(name.to_owned()))?;
-    sys::load_module(&File::open(&path)?, c"kib_per_s=20480")?;
-    let after = until_above(before + Bytes::from_mib(8), || procfs::meminfo()?.bytes("SUnreclaim"))?;
-    stage.bytes("unreclaimable", after);
     Ok(())
 }

@@ -120,6 +120,8 @@ pub(super) const CASES: &[Case] = &[
     }),
     Case::process("innocent/dense-huge-pages", "400 MB of huge pages, every byte written", INNOCENT, dense)
         .needs(&[Need::Thp]),
+    Case::process("innocent/swapped-out", "an idle process, swapped out", INNOCENT, swapped_out)
+        .needs(&[Need::Swap]),
     Case::process("innocent/jvm-at-rest", "a JVM that has done next to nothing", INNOCENT, |s| {
         let heap = programs::jvm(s, Jvm { options: &["-Xmx512m"], ..Jvm::default() }, &[], None)?;
         s.target(heap.pid);
@@ -292,6 +294,15 @@ fn dense(stage: &mut Stage) -> Result<()> {
     heap.scramble(heap.all(), 7);
     stage.hold(heap);
     stage.verify("anon_huge", procfs::rollup(std::process::id() as i32)?.bytes("AnonHugePages")?, len, 5)
+}
+
+fn swapped_out(stage: &mut Stage) -> Result<()> {
+    let len = stage.size(Bytes::from_mib(100));
+    let mut heap = Region::anon(len, Kind::Private)?;
+    heap.scramble(heap.all(), 9);
+    heap.advise(heap.all(), libc::MADV_PAGEOUT)?;
+    stage.hold(heap);
+    stage.at_least("swap", procfs::status(std::process::id() as i32)?.bytes("VmSwap")?, Bytes(len.0 / 2))
 }
 
 fn cgroup_unlimited(stage: &mut Stage) -> Result<()> {

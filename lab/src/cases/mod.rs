@@ -5,6 +5,7 @@ mod cow_after_fork;
 mod growth;
 mod heaps;
 mod innocent;
+mod kernel_leak;
 mod kernel_pages;
 mod lazily_freed;
 mod managed;
@@ -46,6 +47,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         growth::CASES,
         heaps::CASES,
         innocent::CASES,
+        kernel_leak::CASES,
     ]
     .into_iter()
     .flatten()

@@ -1,16 +1,20 @@
 //! `overcommit-refusal`: a fork that the kernel refuses by its overcommit rule, with memory to spare, and its
 //! innocent neighbours that fork well. Every truth is a real fork()'s.
 
+use crate::actor::Actor;
 use crate::case::{Case, INNOCENT, Need, Truth, is};
 use crate::procfs;
 use crate::region::{Kind, PAGE, Region};
 use crate::stage::Stage;
 use crate::sys;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ebbtide_observe::Bytes;
+use serde_json::json;
+use std::fs;
 
 const TRUTH: Truth = is("overcommit-refusal");
 const NEEDS: &[Need] = &[Need::Overcommit0];
+const STRICT: &[Need] = &[Need::Root, Need::Vm, Need::Overcommit0];
 
 /// The cases.
 pub(super) const CASES: &[Case] = &[
@@ -40,6 +44,28 @@ pub(super) const CASES: &[Case] = &[
         },
     )
     .needs(NEEDS),
+    Case::fork(
+        "overcommit-refusal/strict-fork",
+        "mode 2: a fork that the commit limit refuses",
+        TRUTH,
+        |s| strict(s, Bytes::from_mib(120)),
+    )
+    .needs(STRICT),
+    Case::process("overcommit-refusal/strict-explain", "mode 2: a process whose forks fail", TRUTH, |s| {
+        strict(s, Bytes::from_mib(120))
+    })
+    .needs(STRICT),
+    Case::host(
+        "overcommit-refusal/strict-host",
+        "mode 2: Committed_AS at its limit, memory free",
+        TRUTH,
+        |s| {
+            let idle = Region::anon(Bytes(s.machine.total.0 / 2), Kind::Private)?;
+            s.hold(idle);
+            strict(s, Bytes::from_mib(64))
+        },
+    )
+    .needs(STRICT),
     Case::fork("innocent/fork-dontfork", "the same mapping with MADV_DONTFORK", INNOCENT, |s| {
         let mut mapping = one_large(s)?;
         mapping.advise(mapping.all(), libc::MADV_DONTFORK)?;
@@ -105,4 +131,44 @@ fn refused(stage: &mut Stage, mapping: Region) -> Result<()> {
 fn allowed(stage: &mut Stage, mapping: impl Sized + 'static) -> Result<()> {
     stage.hold(mapping);
     sys::try_fork().map_err(|e| anyhow::anyhow!("fork() failed: {e}: no such case here"))
+}
+
+/// Overcommit mode 2 with `room` left under the commit limit, and a process that would need twice as much to
+/// fork, none of which it has ever touched.
+fn strict(stage: &mut Stage, room: Bytes) -> Result<()> {
+    let charge = Bytes(room.0 * 2);
+    let mut actor = Actor::fork(|line| {
+        let _reserve = Region::anon(charge, Kind::Private)?;
+        line.ready()?;
+        line.hear()?;
+        let errno = sys::try_fork().err().and_then(|e| e.raw_os_error());
+        line.say(&json!({ "errno": errno }))?;
+        line.park()
+    })?;
+    actor.hear()?;
+    commit_limit(stage, room)?;
+    actor.go()?;
+    let errno = actor.hear_number("errno").context("fork() worked: no such incident here")?;
+    ensure!(errno == libc::ENOMEM as u64, "fork() gave {errno}, not ENOMEM");
+    let pid = stage.cast(actor);
+    stage.target(pid);
+    let meminfo = procfs::meminfo()?;
+    stage.bytes("committed", meminfo.bytes("Committed_AS")?);
+    stage.bytes("commit_limit", meminfo.bytes("CommitLimit")?);
+    stage.at_least("available", meminfo.bytes("MemAvailable")?, charge)
+}
+
+/// Mode 2 with `room` between Committed_AS and CommitLimit. Outside mode 2 Committed_AS is approximate (mm/util.c,
+/// mm_compute_batch), so it is read only once the mode is on, under a limit that refuses nothing.
+fn commit_limit(stage: &mut Stage, room: Bytes) -> Result<()> {
+    const LIMIT: &str = "/proc/sys/vm/overcommit_kbytes";
+    let total = procfs::meminfo()?.bytes("MemTotal")?;
+    // Writing overcommit_kbytes zeroes the ratio; this one is here to come back last.
+    let ratio = procfs::number("/proc/sys/vm/overcommit_ratio")?;
+    stage.set("/proc/sys/vm/overcommit_ratio", &ratio.to_string())?;
+    stage.set(LIMIT, &(total.0 >> 9).to_string())?;
+    stage.set("/proc/sys/vm/overcommit_memory", "2")?;
+    let meminfo = procfs::meminfo()?;
+    let limit = meminfo.bytes("Committed_AS")? + room - meminfo.bytes("SwapTotal")?;
+    Ok(fs::write(LIMIT, (limit.0 >> 10).to_string())?)
 }

@@ -31,23 +31,40 @@ pub(super) const CASES: &[Case] = &[
     .noise(&[Noise::Small(10)]),
 ];
 
+/// MADV_DONTNEED for locked memory (5.18 and later): the mapping stays whole, where unlocking page by page would
+/// split it beyond vm.max_map_count.
+const MADV_DONTNEED_LOCKED: i32 = 24;
+
+/// What is left of the high orders before the comb is cut; below it the kernel's reserves begin.
+const LEAST: Bytes = Bytes::from_mib(16);
+
+/// How much is taken at a time.
+const PART: Bytes = Bytes::from_mib(4);
+
 /// Fills the box with pages that compaction may not move, and gives back all but one in `keep`.
 fn comb(stage: &mut Stage, keep: usize) -> Result<()> {
     stage.set("/proc/sys/vm/compact_unevictable_allowed", "0")?;
-    let available = procfs::meminfo()?.bytes("MemAvailable")?;
-    let len = Bytes(available.scaled(0.9).0 >> 12 << 12);
-    let mut filler = Region::anon(len, Kind::Private)?;
-    filler.advise(filler.all(), libc::MADV_NOHUGEPAGE)?;
-    filler.write_every(PAGE, filler.all());
-    for at in filler.all().step_by(keep * PAGE) {
-        filler.lock(at..at + PAGE)?;
-        let end = (at + keep * PAGE).min(filler.all().end);
-        filler.advise(at + PAGE..end, libc::MADV_DONTNEED)?;
+    // khugepaged sets 3% of a small box aside (mm/khugepaged.c, set_recommended_min_free_kbytes), all of it in
+    // high orders.
+    stage.set("/proc/sys/vm/min_free_kbytes", "4096")?;
+    let mut parts = Vec::new();
+    while free_by_order()?.1 > LEAST && procfs::meminfo()?.bytes("MemAvailable")? > LEAST {
+        let mut part = Region::anon(PART, Kind::Private)?;
+        part.advise(part.all(), libc::MADV_NOHUGEPAGE)?;
+        part.write_every(PAGE, part.all());
+        part.lock(part.all())?;
+        parts.push(part);
     }
-    stage.hold(filler);
+    for part in &mut parts {
+        for at in part.all().step_by(keep * PAGE) {
+            let end = (at + keep * PAGE).min(part.all().end);
+            part.advise(at + PAGE..end, MADV_DONTNEED_LOCKED)?;
+        }
+    }
+    stage.hold(parts);
     let (low, high) = free_by_order()?;
     stage.bytes("free_low_orders", low);
-    stage.at_most("free_high_orders", high, Bytes(low.0 / 10))
+    stage.at_most("free_high_orders", high, Bytes(low.0 / 20))
 }
 
 /// Free bytes below and from order 4 on, outside the DMA zone, whose 16 MB nobody else gets (/proc/buddyinfo).

@@ -1,6 +1,6 @@
 //! `stacks-and-locked`: stacks made resident before they are used, and memory that mlock made so.
 
-use crate::case::{Case, Truth, is};
+use crate::case::{Case, Need, Truth, is};
 use crate::procfs;
 use crate::region::{Kind, PAGE, Region};
 use crate::stage::Stage;
@@ -13,19 +13,23 @@ use std::sync::mpsc;
 use std::thread;
 
 const TRUTH: Truth = is("stacks-and-locked").near("stacks", 10);
+/// RLIMIT_MEMLOCK keeps everybody else at a few MB.
+const ROOT: &[Need] = &[Need::Root];
 const MIB: usize = 1 << 20;
 
 /// The cases.
 pub(super) const CASES: &[Case] = &[
     Case::process("stacks-and-locked/16x8m-mlocked", "16 prefaulted stacks of 8 MB, mlocked", TRUTH, |s| {
         prefaulted(s, 16, 8, true)
-    }),
+    })
+    .needs(ROOT),
     Case::process(
         "stacks-and-locked/16x8m-mcl-future",
         "16 threads of 8 MB under MCL_FUTURE",
         TRUTH,
         mcl_future,
-    ),
+    )
+    .needs(ROOT),
     Case::process(
         "stacks-and-locked/64x4m-prefaulted",
         "64 prefaulted stacks of 4 MB, not locked",
@@ -40,7 +44,8 @@ pub(super) const CASES: &[Case] = &[
         "400 MB locked, of which 4 MB were ever written",
         is("stacks-and-locked").near("locked", 10),
         mlocked,
-    ),
+    )
+    .needs(ROOT),
 ];
 
 /// Touches `mib` of this thread's stack, less 128 KiB, page by page from the top down.
