@@ -23,8 +23,9 @@ mod stream;
 mod tasks;
 mod tracefs;
 
-pub use report::{DentryState, DirectoryLookups, Lookups, MostlyIn, ProcessLookups, TracedProcess};
+pub use report::{BeforeAfter, DirectoryLookups, Lookups, MostlyIn, ProcessLookups, TracedProcess};
 
+use crate::host::DentryState;
 use crate::{ReadError, Root, Unread};
 use accounts::Accounts;
 use event::{Catalogue, Event, PathAt};
