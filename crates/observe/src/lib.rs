@@ -8,12 +8,14 @@
 pub mod cgroup;
 mod error;
 mod escape;
+pub mod fork;
 pub mod host;
 pub mod process;
 pub mod root;
 pub mod scan;
 pub mod trace;
 mod units;
+pub mod writes;
 
 pub use error::{ReadError, Unread};
 pub use escape::Escaped;
