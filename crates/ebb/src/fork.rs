@@ -8,7 +8,7 @@ mod text;
 
 use crate::cli::{Output, duration};
 use crate::render::{self, Page};
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use ebbtide_explain::fork::{self, Ceiling, Growth, Outcome, Prediction};
 use ebbtide_observe::fork::{ForkSample, LiveFork};
 use ebbtide_observe::process::{Name, Process};
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &ForkArgs) -> anyhow::Result<ExitCode> {
     let root = Root::live()?;
     let pid = crate::explain::pid(&root, &args.target)?;
     let process =
-        Process::open(&root, pid).with_context(|| format!("no process {pid}; 'ebb ps' lists them"))?;
+        Process::open(&root, pid).map_err(|_| anyhow!("there is no process {pid}; 'ebb ps' lists them"))?;
     let mut sample = ForkSample::read(&root, &process).context("it cannot fork, or cannot be read")?;
     let prediction = fork::predict(&sample);
     let growth = match growth(&root, &process, &sample, args) {
@@ -170,10 +170,9 @@ fn growth(
     sample: &ForkSample,
     args: &ForkArgs,
 ) -> Result<Option<Growth>, ReadError> {
-    let mappings = &sample.copied.mappings;
-    if mappings.is_empty() {
+    let Some(mappings) = sample.copied.as_ref().map(|c| &c.mappings).filter(|m| !m.is_empty()) else {
         return Ok(None);
-    }
+    };
     let stop = Interrupts::catch().map_err(|e| ReadError::new("signalfd", e))?;
     let resident: Bytes = mappings.iter().map(|m| m.resident).sum();
     if args.soft_dirty {
@@ -220,15 +219,13 @@ fn copy_times(sample: &ForkSample) -> Result<Option<[Duration; 2]>, rustix::io::
     /// to ask of a host that is short of memory.
     const MOST: Bytes = Bytes::from_mib(256);
     const LEAST: Bytes = Bytes::from_mib(4);
-    if sample.charge.is_none() {
-        return Ok(None);
-    }
+    let Some(copied) = &sample.copied else { return Ok(None) };
     let room = fork::ceiling(sample).room.min(sample.memory.mem_available);
     let len = Bytes(room.0 / 64).min(MOST).max(LEAST);
     let base = ebbtide_sys::fork::measure(len.0 as usize, false)?;
-    let mut times = scaled(base, len, sample.copied.base_pages + sample.copied.swapped);
-    if sample.copied.huge_pages > Bytes::ZERO {
-        let huge = scaled(ebbtide_sys::fork::measure(len.0 as usize, true)?, len, sample.copied.huge_pages);
+    let mut times = scaled(base, len, copied.base_pages + copied.swapped);
+    if copied.huge_pages > Bytes::ZERO {
+        let huge = scaled(ebbtide_sys::fork::measure(len.0 as usize, true)?, len, copied.huge_pages);
         // The empty fork is in both.
         times =
             [times[0] + huge[0].saturating_sub(base.empty), times[1] + huge[1].saturating_sub(base.empty)];

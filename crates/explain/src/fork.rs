@@ -178,7 +178,7 @@ pub fn ceiling(sample: &ForkSample) -> Ceiling {
 
 /// Resident memory that a fork shares and writing would copy: all of it at worst.
 pub fn worst_case(sample: &ForkSample) -> Bytes {
-    sample.copied.base_pages + sample.copied.huge_pages
+    sample.copied.as_ref().map_or(sample.rss_anon, |copied| copied.base_pages + copied.huge_pages)
 }
 
 #[cfg(test)]

@@ -92,8 +92,11 @@ pub struct ForkSample {
     /// Its private writable memory by the kernel's counters (VmData and VmStk): never less than what is
     /// charged of it.
     pub at_most: Bytes,
-    /// What a fork copies; empty where smaps could not be read.
-    pub copied: Copied,
+    /// Its resident anonymous memory by the kernel's counter: about what a fork shares, without mappings that
+    /// it leaves out.
+    pub rss_anon: Bytes,
+    /// What a fork copies; `None` where smaps could not be read.
+    pub copied: Option<Copied>,
     /// True if it has CAP_SYS_ADMIN in the initial user namespace.
     pub sys_admin: bool,
     /// Tasks of its real user against its RLIMIT_NPROC; `None` if it is exempt from that or has none.
@@ -130,6 +133,7 @@ impl ForkSample {
             reserve: reserve(root),
             size: vm.size,
             at_most: vm.data + vm.stack,
+            rss_anon: vm.rss_anon,
             tasks: tasks(root),
             ..ForkSample::default()
         };
@@ -153,7 +157,7 @@ impl ForkSample {
             }
             true
         })?;
-        (self.charge, self.copied) = (Some(charge), copied);
+        (self.charge, self.copied) = (Some(charge), Some(copied));
         Ok(())
     }
 
@@ -335,9 +339,10 @@ mod tests {
         let charge = sample.charge.unwrap();
         assert!(charge.total > Bytes::ZERO && charge.largest <= charge.total && charge.total <= sample.size);
         assert!(sample.kernel.0 >= 4 && sample.tasks.is_some() && sample.reserve > Bytes::ZERO);
-        assert!(!sample.copied.mappings.is_empty() && sample.copied.base_pages > Bytes::ZERO);
+        let copied = sample.copied.unwrap();
+        assert!(!copied.mappings.is_empty() && copied.base_pages > Bytes::ZERO);
         let rss_anon = process.status().unwrap().vm.unwrap().rss_anon;
-        let copied = sample.copied.base_pages + sample.copied.huge_pages;
+        let copied = copied.base_pages + copied.huge_pages;
         assert!(copied <= rss_anon + Bytes::from_mib(16), "{copied} of {rss_anon}");
         assert!(sample.forks.is_empty());
     }

@@ -98,7 +98,7 @@ fn scratch(len: usize, huge: bool, out: &OwnedFd) {
         let empty = forks()?.0;
         let shortest = with_mapping(len, huge, 1)?.0;
         // A step that is odd, and about 0.618 of the number of pages, comes by all pages far from one another.
-        let longest = with_mapping(len, huge, (len / PAGE) * 618 / 1000 | 1)?.1;
+        let longest = with_mapping(len, huge, ((len / PAGE) * 618 / 1000) | 1)?.1;
         Ok([empty, shortest, longest])
     })();
     let numbers = measured.unwrap_or_else(|e: Errno| [u64::MAX, e.raw_os_error() as u64, 0]);
