@@ -28,6 +28,8 @@ pub(crate) enum Verb {
     Ps(PsArgs),
     /// Who makes the dentries: traces path look-ups for some seconds
     Dentries(crate::dentries::DentriesArgs),
+    /// Will fork() succeed, what will it cost, what will copy-on-write add
+    Fork(crate::fork::ForkArgs),
     /// What each cause is, how to see it by hand, what helps
     Causes(CausesArgs),
     /// Write a shell's completion script to standard output

@@ -10,6 +10,7 @@ mod cli;
 mod dentries;
 mod escape;
 mod explain;
+mod fork;
 mod host;
 mod ps;
 mod render;
@@ -42,6 +43,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Verb::Explain(args)) => explain::run(&args),
         Some(Verb::Ps(args)) => ps::run(&args),
         Some(Verb::Dentries(args)) => dentries::run(&args),
+        Some(Verb::Fork(args)) => fork::run(&args),
         Some(Verb::Causes(args)) => causes::run(&args),
         Some(Verb::Completions(args)) => cli::completions(&args),
         Some(Verb::Man(args)) => cli::man_pages(&args),

@@ -3,6 +3,7 @@
 
 mod cause;
 mod finding;
+pub mod fork;
 pub mod growth;
 pub mod ledger;
 pub mod rules;

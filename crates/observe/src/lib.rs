@@ -8,6 +8,7 @@
 pub mod cgroup;
 mod error;
 mod escape;
+pub mod fork;
 pub mod host;
 pub mod hsperf;
 pub mod process;
@@ -16,6 +17,7 @@ pub mod scan;
 pub mod shared;
 pub mod trace;
 mod units;
+pub mod writes;
 
 pub use error::{ReadError, Unread};
 pub use escape::Escaped;

@@ -188,13 +188,6 @@ impl Root {
     }
 }
 
-impl AsFd for Root {
-    /// The directory itself, for calls relative to it. It is an `O_PATH` descriptor.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
 fn relative(path: &str) -> &str {
     let path = path.trim_start_matches('/');
     if path.is_empty() { "." } else { path }

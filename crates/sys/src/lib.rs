@@ -2,6 +2,7 @@
 //! side. Each function is documented as "`call(args)`: what it does", with its preconditions and errors.
 
 pub mod bpf;
+pub mod fork;
 pub mod interrupt;
 pub mod pagemap;
 pub mod remote;

@@ -86,14 +86,24 @@ impl Pids {
     /// The threads of the group that limits `process`'s, in whichever hierarchy the pids controller is; `None`
     /// where there is none.
     pub fn of(root: &Root, process: &Process) -> Result<Option<Pids>, ReadError> {
-        let Some(hierarchy) = Hierarchy::of_controller(root, "pids")? else { return Ok(None) };
+        Ok(Pids::all_of(root, process)?.into_iter().next().map(|(_, pids)| pids))
+    }
+
+    /// The same of that group and of every one above it: a fork is counted in each of them. Groups without the
+    /// controller are left out.
+    pub fn all_of(root: &Root, process: &Process) -> Result<Vec<(PathBuf, Pids)>, ReadError> {
+        let Some(hierarchy) = Hierarchy::of_controller(root, "pids")? else { return Ok(Vec::new()) };
         let membership = process.membership()?;
         let path = match hierarchy.version {
             Version::V1 => membership.pids.as_ref(),
             Version::V2 => membership.unified.as_ref(),
         };
-        let Some(path) = path.and_then(|path| hierarchy.inside(path)) else { return Ok(None) };
-        let mut group = Group { dir: hierarchy.open(&path)?, unread: Vec::new() };
-        Ok(v2::pids(&mut group))
+        let Some(path) = path.and_then(|path| hierarchy.inside(path)) else { return Ok(Vec::new()) };
+        let mut all = Vec::new();
+        for path in path.ancestors() {
+            let mut group = Group { dir: hierarchy.open(path)?, unread: Vec::new() };
+            all.extend(v2::pids(&mut group).map(|pids| (path.to_owned(), pids)));
+        }
+        Ok(all)
     }
 }

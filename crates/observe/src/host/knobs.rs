@@ -2,10 +2,11 @@
 //! the ZFS cache. A knob this kernel lacks is `None`.
 
 use crate::{Bytes, Pages, ReadError, Root, scan};
+use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// /proc/sys/fs/dentry-state (fs/dcache.c).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct DentryState {
     /// Dentries allocated.
     pub dentries: u64,

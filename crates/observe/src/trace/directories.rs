@@ -27,6 +27,9 @@ impl AddAssign for Counts {
     }
 }
 
+/// How much a directory counts for: its different names, then its look-ups.
+pub(super) type Size = (u64, Counts);
+
 /// Look-ups in one directory.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Directory {
@@ -47,7 +50,7 @@ impl Directory {
     }
 
     /// What it counts for: different names before look-ups, as those are what makes dentries.
-    pub(super) fn size(&self) -> (u64, Counts) {
+    pub(super) fn size(&self) -> Size {
         let (missing, found) = self.names();
         ((missing + found) as u64, self.counts)
     }
@@ -100,6 +103,15 @@ impl Directories {
         }
         if self.entries.len() > 2 * Self::KEPT {
             self.fold(Self::KEPT);
+        }
+    }
+
+    /// Multiplies the counts of failed look-ups and of the others: what is known stands for what is not.
+    pub(super) fn scale(&mut self, failed: f64, found: f64) {
+        for Directory { counts, .. } in self.entries.values_mut() {
+            let others = counts.lookups.saturating_sub(counts.failed) as f64 * found;
+            counts.failed = (counts.failed as f64 * failed).round() as u64;
+            counts.lookups = counts.failed.saturating_add(others.round() as u64);
         }
     }
 

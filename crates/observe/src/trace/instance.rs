@@ -7,9 +7,9 @@
 //! in another pid namespace, whose process cannot be seen from here.
 
 use super::TraceError;
-use super::tracefs::{Tracefs, start_time};
-use crate::ReadError;
-use crate::root::Root;
+use super::tracefs::Tracefs;
+use crate::process::Process;
+use crate::{ReadError, Root};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
@@ -161,6 +161,13 @@ fn owner(name: &str) -> Option<(u32, u64)> {
     (ours && pid != 0).then_some((u32::try_from(pid).ok()?, started))
 }
 
+/// When process `pid` started, in milliseconds since boot; with the pid it names a process for good. `None` if
+/// it is gone.
+fn start_time(root: &Root, pid: u32) -> Option<u64> {
+    let started = Process::open(root, pid).and_then(|process| process.stat()).ok()?.start_time;
+    u64::try_from(started.as_millis()).ok()
+}
+
 fn decimal(text: &str) -> Option<u64> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
@@ -210,7 +217,7 @@ mod tests {
         std::fs::write(dir.path().join("proc/self/mountinfo"), "1 1 0:1 / /t rw - tracefs none rw\n")
             .unwrap();
         if let Some((pid, started)) = alive {
-            let stat = format!("{pid} (ebb) S 1 7 7 0 -1 0 1 0 0 0 0 0 0 0 20 0 1 0 {started} 1 1");
+            let stat = format!("{pid} (ebb) S 1 7 7 0 -1 0 1 0 0 0 0 0 0 0 20 0 1 0 {} 1 1", started / 10);
             std::fs::create_dir_all(dir.path().join(format!("proc/{pid}"))).unwrap();
             std::fs::write(dir.path().join(format!("proc/{pid}/stat")), stat).unwrap();
         }
@@ -224,7 +231,8 @@ mod tests {
 
     #[test]
     fn stale_instances_go_and_all_others_stay() {
-        let (_dir, left) = fake(&["ebb-7-100", "ebb-7-99", "ebb-8-100-1", "other", "ebb-x"], Some((7, 100)));
-        assert_eq!(left, ["ebb-7-100", "ebb-x", "other"]);
+        let (_dir, left) =
+            fake(&["ebb-7-1000", "ebb-7-990", "ebb-8-1000-1", "other", "ebb-x"], Some((7, 1000)));
+        assert_eq!(left, ["ebb-7-1000", "ebb-x", "other"]);
     }
 }

@@ -1,39 +1,14 @@
 //! What a trace found: who looked up how much, where, and how much of it in vain.
 
 use super::accounts::Account;
-use super::directories::{Counts, Directories, Directory};
+use super::directories::{Counts, Directories, Directory, Size};
 use super::event::Comm;
-use crate::{ReadError, Root, Unread, scan};
+use crate::host::DentryState;
+use crate::{Escaped, Root, Unread};
 use serde::Serialize;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
-
-/// /proc/sys/fs/dentry-state: the host's directory cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct DentryState {
-    /// Dentries allocated.
-    pub total: u64,
-    /// Those that nobody uses: they are kept in case they are wanted again.
-    pub unused: u64,
-    /// Unused ones that say "there is no such file" (since Linux 5.0; before, the kernel writes 0).
-    pub negative: u64,
-}
-
-impl DentryState {
-    /// Reads it.
-    ///
-    /// Errors: as [`Root::read`], and [`ReadError::Malformed`] if there are no five numbers in it.
-    pub fn read(root: &Root) -> Result<DentryState, ReadError> {
-        let path = "proc/sys/fs/dentry-state";
-        let mut buf = Vec::new();
-        let mut numbers = scan::words(root.read(path, &mut buf)?).filter_map(scan::number);
-        match (numbers.next(), numbers.next(), numbers.nth(2)) {
-            (Some(total), Some(unused), Some(negative)) => Ok(DentryState { total, unused, negative }),
-            _ => Err(ReadError::Malformed { path: root.path(path), what: "fewer than five numbers in it" }),
-        }
-    }
-}
 
 /// The directory cache at the start and at the end.
 #[derive(Debug, Clone, Serialize)]
@@ -75,7 +50,7 @@ pub struct Lookups {
 pub struct TracedProcess {
     /// Its id; `None` for several.
     pub pid: Option<u32>,
-    /// Its name: hostile input.
+    /// Its name, escaped.
     pub name: String,
 }
 
@@ -84,7 +59,7 @@ pub struct TracedProcess {
 pub struct ProcessLookups {
     /// Its id; `None` if these are several processes that ended.
     pub pid: Option<u32>,
-    /// Its name: hostile input. "?" if it ended before it could be read.
+    /// Its name, escaped; "?" if it ended before it could be read.
     pub name: String,
     /// How many processes this is about.
     pub processes: u64,
@@ -106,7 +81,7 @@ pub struct ProcessLookups {
     pub found_names: u64,
     /// The deepest directory with two thirds of its different names in or below it.
     pub mostly_in: Option<MostlyIn>,
-    /// Where, the most different names first.
+    /// Where, the most different names first; look-ups of unknown directories are spread as the known ones are.
     pub directories: Vec<DirectoryLookups>,
 }
 
@@ -162,7 +137,7 @@ impl Scale {
 
 /// Makes the report of `accounts`, with `top` directories each.
 pub(super) fn sum_up(
-    accounts: Vec<Account>,
+    mut accounts: Vec<Account>,
     seen: Seen,
     dentries: BeforeAfter,
     unread: Vec<Unread>,
@@ -175,6 +150,7 @@ pub(super) fn sum_up(
     });
     let mut total = Counts::default();
     accounts.iter().for_each(|a| total += a.counts);
+    accounts.iter_mut().for_each(fill_in);
     let directories = all_directories(&accounts, scale, top);
     let mut processes: Vec<ProcessLookups> =
         accounts.into_iter().filter(|a| a.counts.lookups > 0).map(|a| process(a, scale, top)).collect();
@@ -197,7 +173,7 @@ fn process(account: Account, scale: Scale, top: usize) -> ProcessLookups {
     let (root, other_mounts) = account.pid.map_or((None, false), place);
     let Account { name, parent_name, pid, parent, processes, counts, unread, directories } = account;
     let known = parent.is_some() || !parent_name.is_unknown();
-    let (missing, found) = names(&directories, counts, unread);
+    let (missing, found) = names(&directories);
     ProcessLookups {
         pid,
         name: text(&name),
@@ -215,18 +191,26 @@ fn process(account: Account, scale: Scale, top: usize) -> ProcessLookups {
     }
 }
 
-/// About how many different names were not found and were found, those of unread paths estimated.
-fn names(directories: &Directories, counts: Counts, unread: Counts) -> (u64, u64) {
-    let (missing, found) = directories.iter().fold((0.0, 0.0), |sum, (_, d)| {
-        let (missing, found) = d.names();
-        (sum.0 + missing, sum.1 + found)
-    });
-    let all = |names: f64, lookups: u64, unread: u64| match lookups.saturating_sub(unread) {
-        0 => 0,
-        read => (names * lookups as f64 / read as f64).round() as u64,
+/// Lets the look-ups of which the path was read stand for all of the account's: each process is taken to look
+/// up unread paths where it looks up those that were read.
+fn fill_in(account: &mut Account) {
+    let factor = |all: u64, unread: u64| match all.saturating_sub(unread) {
+        0 => 1.0,
+        read => all as f64 / read as f64,
     };
-    let succeeded = |c: Counts| c.lookups.saturating_sub(c.failed);
-    (all(missing, counts.failed, unread.failed), all(found, succeeded(counts), succeeded(unread)))
+    let (all, unread) = (account.counts, account.unread);
+    let found = |counts: Counts| counts.lookups.saturating_sub(counts.failed);
+    let (failed, found) = (factor(all.failed, unread.failed), factor(found(all), found(unread)));
+    account.directories.scale(failed, found);
+}
+
+/// About how many different names were not found, and were found.
+fn names(directories: &Directories) -> (u64, u64) {
+    let (missing, found) = directories
+        .iter()
+        .map(|(_, d)| d.names())
+        .fold((0.0, 0.0), |sum, names| (sum.0 + names.0, sum.1 + names.1));
+    (missing.round() as u64, found.round() as u64)
 }
 
 /// The root directory of `pid` if it is not "/", and whether it lives in another mount namespace.
@@ -239,7 +223,7 @@ fn place(pid: u32) -> (Option<String>, bool) {
 }
 
 fn text(name: &Comm) -> String {
-    if name.is_unknown() { "?".to_owned() } else { String::from_utf8_lossy(name.as_bytes()).into_owned() }
+    if name.is_unknown() { "?".to_owned() } else { Escaped(name.as_bytes()).to_string() }
 }
 
 fn mostly_in(directories: &Directories) -> Option<MostlyIn> {
@@ -292,7 +276,7 @@ fn all_directories(accounts: &[Account], scale: Scale, top: usize) -> Vec<Direct
     let mut together = Directories::default();
     accounts.iter().for_each(|a| together.merge(&a.directories));
     together.fold(folded(top));
-    let mut by: HashMap<&Arc<[u8]>, ((u64, Counts), &Account)> = HashMap::new();
+    let mut by: HashMap<&Arc<[u8]>, (Size, &Account)> = HashMap::new();
     for account in accounts {
         for (path, d) in account.directories.iter() {
             let most = by.entry(path).or_insert((d.size(), account));
@@ -349,18 +333,5 @@ mod tests {
         assert_eq!((sample.lookups, sample.failed, sample.scale), (150, 135, 1.5));
         assert_eq!(sample.processes[0].failed, 135);
         assert_eq!((sample.directories[0].failed, sample.directories[0].missing_names), (135, 5));
-    }
-
-    #[test]
-    fn the_dentry_state() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(dir.path().join("proc/sys/fs")).unwrap();
-        let file = dir.path().join("proc/sys/fs/dentry-state");
-        let root = Root::at(dir.path()).unwrap();
-        std::fs::write(&file, "660498\t658935\t45\t0\t608755\t0\n").unwrap();
-        let state = DentryState { total: 660_498, unused: 658_935, negative: 608_755 };
-        assert_eq!(DentryState::read(&root).unwrap(), state);
-        std::fs::write(&file, "660498\n").unwrap();
-        assert!(matches!(DentryState::read(&root), Err(ReadError::Malformed { .. })));
     }
 }

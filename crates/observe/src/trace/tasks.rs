@@ -6,8 +6,8 @@
 //! /proc, which costs the names of processes that have ended.
 
 use super::event::Comm;
-use crate::root::Root;
-use crate::scan;
+use crate::Root;
+use crate::process::{self, Status};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -34,12 +34,15 @@ pub(super) struct Tasks {
     root: Root,
     threads: HashMap<u32, u32>,
     processes: HashMap<u32, Process>,
-    buf: Vec<u8>,
+}
+
+fn comm(status: &Status) -> Comm {
+    Comm::new(status.name.as_bytes())
 }
 
 impl Tasks {
     pub(super) fn new(root: Root) -> Tasks {
-        Tasks { root, threads: HashMap::new(), processes: HashMap::new(), buf: Vec::new() }
+        Tasks { root, threads: HashMap::new(), processes: HashMap::new() }
     }
 
     /// The machine's files.
@@ -111,14 +114,14 @@ impl Tasks {
     fn read(&mut self, tid: u32) -> u32 {
         self.make_room();
         let status = self.status(tid);
-        let pid = status.map_or(tid, |s| s.pid);
+        let pid = status.map_or(tid, |s| s.tgid);
         self.threads.insert(tid, pid);
         if !self.processes.contains_key(&pid) {
             let leader = if pid == tid { status } else { self.status(pid) };
-            let Status { name, parent, .. } = leader.unwrap_or_default();
+            let (name, parent) = leader.map_or_else(Default::default, |s| (comm(&s), s.ppid));
             let parent_name = match self.processes.get(&parent) {
                 Some(process) => process.name,
-                None => self.status(parent).unwrap_or_default().name,
+                None => self.status(parent).map_or_else(Comm::default, |s| comm(&s)),
             };
             let process = Process { pid, name, parent, parent_name, root: None, cwd: None };
             self.processes.insert(pid, process);
@@ -126,22 +129,8 @@ impl Tasks {
         pid
     }
 
-    fn status(&mut self, tid: u32) -> Option<Status> {
-        let text =
-            (tid != 0).then(|| self.root.read(&format!("proc/{tid}/status"), &mut self.buf).ok())??;
-        let mut status = Status::default();
-        for (key, value) in scan::lines(text).filter_map(|line| scan::key_value(line, b':')) {
-            match key {
-                b"Name" => status.name = Comm::new(value),
-                b"Tgid" => status.pid = scan::number(value)? as u32,
-                b"PPid" => {
-                    status.parent = scan::number(value)? as u32;
-                    break;
-                }
-                _ => {}
-            }
-        }
-        (status.pid != 0).then_some(status)
+    fn status(&self, tid: u32) -> Option<Status> {
+        process::Process::open(&self.root, tid).and_then(|p| p.status()).ok()
     }
 
     fn make_room(&mut self) {
@@ -152,13 +141,6 @@ impl Tasks {
             self.processes.clear();
         }
     }
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Status {
-    pid: u32,
-    parent: u32,
-    name: Comm,
 }
 
 #[cfg(test)]
@@ -179,9 +161,9 @@ mod tests {
     #[test]
     fn a_thread_is_its_process() {
         let (_dir, mut tasks) = machine(&[
-            (1, "Name:\tinit\nTgid:\t1\nPid:\t1\nPPid:\t0\n"),
-            (7, "Name:\tserver\nUmask:\t0022\nTgid:\t7\nPid:\t7\nPPid:\t1\n"),
-            (9, "Name:\tworker\nTgid:\t7\nPid:\t9\nPPid:\t1\n"),
+            (1, "Name:\tinit\nState:\tS (sleeping)\nTgid:\t1\nPid:\t1\nPPid:\t0\n"),
+            (7, "Name:\tserver\nState:\tS (sleeping)\nTgid:\t7\nPid:\t7\nPPid:\t1\n"),
+            (9, "Name:\tworker\nState:\tS (sleeping)\nTgid:\t7\nPid:\t9\nPPid:\t1\n"),
         ]);
         assert_eq!(tasks.process_of(9), 7);
         let process = tasks.get(7).unwrap();
@@ -192,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_process_that_proc_never_showed_has_a_name_and_a_parent() {
-        let (_dir, mut tasks) = machine(&[(7, "Name:\tsh\nTgid:\t7\nPPid:\t1\n")]);
+        let (_dir, mut tasks) = machine(&[(7, "Name:\tsh\nState:\tS (sleeping)\nTgid:\t7\nPPid:\t1\n")]);
         assert!(tasks.forked(7, 50, false, Comm::new(b"sh")).is_none());
         tasks.executed(50, b"/usr/bin/curl");
         assert!(tasks.forked(50, 51, true, Comm::new(b"curl")).is_none());

@@ -6,8 +6,7 @@
 //! that lives in another namespace than the rest of the process.
 
 use super::TraceError;
-use crate::root::{self, Root};
-use crate::{ReadError, scan};
+use crate::{ReadError, Root, scan};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -51,7 +50,7 @@ impl Tracefs {
         // Never O_TRUNC: on set_event and its like the kernel takes opening with it for "clear everything".
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let fail = |e| ReadError::new(self.dir.path(path), e);
-        let fd = rustix::fs::openat(&self.dir, path, flags, Mode::empty()).map_err(fail)?;
+        let fd = rustix::fs::openat(self.dir.fd(), path, flags, Mode::empty()).map_err(fail)?;
         loop {
             match rustix::io::write(&fd, text.as_bytes()) {
                 Ok(_) => return Ok(()),
@@ -63,12 +62,13 @@ impl Tracefs {
 
     /// `mkdir(path)`.
     pub(super) fn make_dir(&self, path: &str) -> Result<(), ReadError> {
-        rustix::fs::mkdirat(&self.dir, path, Mode::RWXU).map_err(|e| ReadError::new(self.dir.path(path), e))
+        rustix::fs::mkdirat(self.dir.fd(), path, Mode::RWXU)
+            .map_err(|e| ReadError::new(self.dir.path(path), e))
     }
 
     /// `rmdir(path)`; for an instance EBUSY says that somebody has a file of it open.
     pub(super) fn remove_dir(&self, path: &str) -> Result<(), Errno> {
-        rustix::fs::unlinkat(&self.dir, path, rustix::fs::AtFlags::REMOVEDIR)
+        rustix::fs::unlinkat(self.dir.fd(), path, rustix::fs::AtFlags::REMOVEDIR)
     }
 }
 
@@ -125,17 +125,6 @@ fn private_mount() -> Result<Root, TraceError> {
     }
 }
 
-/// When process `pid` started, in clock ticks since boot: field 22 of /proc/PID/stat. With the pid it names
-/// a process for good. `None` if it is gone.
-pub(super) fn start_time(root: &Root, pid: u32) -> Option<u64> {
-    let mut buf = Vec::with_capacity(1024);
-    let fd = root.open_file(&format!("proc/{pid}/stat")).ok()?;
-    root::read_to_end(&fd, &mut buf).ok()?;
-    // The name, field 2, is in brackets and may hold blanks and brackets itself.
-    let after_name = buf.iter().rposition(|&b| b == b')')? + 1;
-    scan::words(&buf[after_name..]).nth(19).and_then(scan::number)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,17 +138,6 @@ mod tests {
         assert_eq!(tracefs_mount(b"31 22 0:12 /events /mnt rw - tracefs none rw"), None);
         assert_eq!(tracefs_mount(b"31 22 0:12 / /sys rw - sysfs sysfs rw"), None);
         assert_eq!(tracefs_mount(b"31"), None);
-    }
-
-    #[test]
-    fn a_name_cannot_shift_the_start_time() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(dir.path().join("proc/7")).unwrap();
-        let stat = "7 (a) S 1 ) b) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 12345 1 1";
-        std::fs::write(dir.path().join("proc/7/stat"), stat).unwrap();
-        let root = Root::at(dir.path()).unwrap();
-        assert_eq!(start_time(&root, 7), Some(12345));
-        assert_eq!(start_time(&root, 8), None);
     }
 
     #[test]
