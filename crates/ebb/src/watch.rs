@@ -50,7 +50,9 @@ fn every(time: Duration, mut sample: impl FnMut(Duration) -> anyhow::Result<bool
 
 /// Counters by name while they are taken.
 #[derive(Default)]
-struct Tracks(BTreeMap<&'static str, (&'static str, Vec<(Duration, Bytes)>)>);
+struct Tracks(BTreeMap<&'static str, (&'static str, Samples)>);
+
+type Samples = Vec<(Duration, Bytes)>;
 
 impl Tracks {
     fn add(&mut self, at: Duration, id: &'static str, remark: &'static str, bytes: Bytes) {

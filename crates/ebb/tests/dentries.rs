@@ -3,6 +3,7 @@
 //! The programs are this test binary itself, started again in a role. Handshakes, no sleeps: a program says
 //! "ready" and waits for a line; ebb says that it traces before the program is told to go; it is then ended by
 //! SIGINT, which is also how people end it. What needs root or tracefs is skipped without.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 use rustix::process::{Pid, Signal, geteuid, kill_process};

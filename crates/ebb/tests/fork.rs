@@ -3,6 +3,7 @@
 //! The processes are this test binary itself, started again in a role, and a real redis-server. It runs under
 //! whatever overcommit mode the host has; those of the virtual machine add mode 2. The large mappings of mode 0
 //! (one beyond RAM, MADV_DONTFORK and so on) are cases of the lab.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use ebbtide_observe::host::{Meminfo, Sysctls};
 use ebbtide_observe::{Bytes, Root};

@@ -1,5 +1,6 @@
 //! The pages of `ebb causes ID` keep their form: the same sections in the same order, readable raw in a
 //! terminal of 80 columns, and no command of ebb that does not exist.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use ebbtide_explain::Cause;
 

@@ -9,7 +9,7 @@
 use crate::fork::Private;
 use crate::process::Process;
 use crate::{Bytes, ReadError, page_size};
-use ebbtide_sys::memory::read_memory;
+use ebbtide_sys::remote;
 use rustix::fd::OwnedFd;
 use rustix::io::{Errno, pread};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -95,7 +95,7 @@ impl PageSample {
     }
 
     fn hash(&mut self, address: u64) -> Result<u64, Errno> {
-        let n = read_memory(self.pid, address, &mut self.buf)?;
+        let n = remote::read(self.pid, address, &mut self.buf)?;
         if n < self.buf.len() {
             return Err(Errno::FAULT);
         }

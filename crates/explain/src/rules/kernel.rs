@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn unread_sockets() {
         let mut s = healthy();
-        s.meminfo.mem_free = s.meminfo.mem_free - mib(765);
+        s.meminfo.mem_free -= mib(765);
         s.sockstat.tcp_mem = Pages(196_026);
         s.sockstat.tcp_alloc = 405;
         assert_eq!(causes(&s), [Cause::KernelPages]);
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn unix_sockets_count_too() {
         let mut s = healthy();
-        s.meminfo.mem_free = s.meminfo.mem_free - mib(400);
+        s.meminfo.mem_free -= mib(400);
         s.unix_sockets.queued = mib(400);
         s.unix_sockets.count = 300;
         assert_eq!(causes(&s), [Cause::KernelPages]);
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn caches_outside_meminfo() {
         let mut s = healthy();
-        s.meminfo.mem_free = s.meminfo.mem_free - gib(5);
+        s.meminfo.mem_free -= gib(5);
         assert_eq!(causes(&s), [Cause::KernelPages], "unaccounted for");
         s.arc = Some(Arc { size: gib(5), evictable: gib(4), ..Arc::default() });
         assert_eq!(causes(&s), [Cause::KernelPages], "the ARC explains it, once");

@@ -126,7 +126,7 @@ mod tests {
     fn an_unused_pool() {
         let mut s = healthy();
         let page = Bytes::from_mib(2);
-        s.meminfo.mem_free = s.meminfo.mem_free - gib(2);
+        s.meminfo.mem_free -= gib(2);
         s.meminfo.hugetlb = gib(2);
         s.huge_pools = vec![HugePool { page, total: 1024, free: 1024, reserved: 0, surplus: 0 }];
         assert_eq!(causes(&s), [Cause::ReservedPool]);
