@@ -91,6 +91,9 @@ pub struct CgroupSample {
     pub memory_and_swap_limit: Option<Bytes>,
     /// memory.stat; v1's `total_` lines.
     pub stat: MemoryStat,
+    /// v1: anonymous and file memory charged to this very group, without those below it (memory.stat's lines
+    /// without `total_`). v2 does not say.
+    pub own: Option<Bytes>,
     /// v1 memory.kmem.usage_in_bytes: the kernel's part of `current`. v2 has it in `stat`.
     pub kmem: Option<Bytes>,
     /// v1 memory.kmem.tcp.usage_in_bytes: TCP buffers, which `current` leaves out. v2 has them in `stat`.
@@ -127,6 +130,7 @@ impl CgroupSample {
             swap_limit: None,
             memory_and_swap_limit: None,
             stat: MemoryStat::default(),
+            own: None,
             kmem: None,
             kmem_tcp: None,
             events: Events::default(),

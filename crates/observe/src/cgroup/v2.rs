@@ -29,6 +29,7 @@ pub(super) fn sample(mut group: Group, path: PathBuf) -> Result<CgroupSample, Re
         swap_limit: group.limit("memory.swap.max"),
         memory_and_swap_limit: None,
         stat: MemoryStat::parse_v2(&stat),
+        own: None,
         kmem: None,
         kmem_tcp: None,
         events: events(&mut group),

@@ -5,6 +5,40 @@ use crate::{Bytes, Pages, ReadError, Root, scan};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+/// System V message queues of the reader's IPC namespace (/proc/sysvipc/msg): kernel memory that outlives whoever
+/// sent it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Messages {
+    /// Queues.
+    pub queues: u64,
+    /// Messages that wait in them.
+    pub messages: u64,
+    /// Bytes of those, without the kernel's headers.
+    pub bytes: Bytes,
+}
+
+impl Messages {
+    /// Parses /proc/sysvipc/msg: key, id, permissions, bytes, messages ...
+    pub fn parse(text: &[u8]) -> Messages {
+        let mut all = Messages::default();
+        for line in scan::lines(text).skip(1) {
+            let mut words = scan::words(line).skip(3).map(scan::number);
+            if let (Some(Some(bytes)), Some(Some(messages))) = (words.next(), words.next()) {
+                all.queues += 1;
+                all.messages = all.messages.saturating_add(messages);
+                all.bytes += Bytes(bytes);
+            }
+        }
+        all
+    }
+
+    /// Reads /proc/sysvipc/msg; none where the kernel has no System V IPC.
+    pub fn read(root: &Root) -> Messages {
+        let mut buf = Vec::new();
+        root.read("proc/sysvipc/msg", &mut buf).map(Messages::parse).unwrap_or_default()
+    }
+}
+
 /// /proc/sys/fs/dentry-state (fs/dcache.c).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct DentryState {
@@ -322,6 +356,12 @@ mod tests {
     }
 
     #[test]
+    fn messages() {
+        let text = b"       key      msqid perms      cbytes       qnum lspid\n 0 0 600 16384 2 1\n 0 1 600 100 1 1\nx\n";
+        assert_eq!(Messages::parse(text), Messages { queues: 2, messages: 3, bytes: Bytes(16484) });
+    }
+
+    #[test]
     fn swaps() {
         let s =
             Swap::parse(b"Filename Type Size Used Priority\n/dev/zram0 partition 1048572 2048 100\nbroken\n");
@@ -338,7 +378,7 @@ mod tests {
     proptest! {
         #[test]
         fn never_panics(text: Vec<u8>) {
-            let _ = (Pressure::parse(&text), Swap::parse(&text), Arc::parse(&text));
+            let _ = (Pressure::parse(&text), Swap::parse(&text), Arc::parse(&text), Messages::parse(&text));
         }
     }
 }

@@ -14,7 +14,7 @@ mod vmalloc;
 mod vmstat;
 mod zone;
 
-pub use knobs::{Arc, DentryState, HugeAndMerged, HugePool, Pressure, Stall, Swap, Sysctls, Zram};
+pub use knobs::{Arc, DentryState, HugeAndMerged, HugePool, Messages, Pressure, Stall, Swap, Sysctls, Zram};
 pub use meminfo::Meminfo;
 pub use mounts::RamFs;
 pub use slab::{SlabCache, Slabs};
@@ -67,6 +67,8 @@ pub struct HostSample {
     pub zram: Vec<Zram>,
     /// Maps and programs of BPF (only on a live machine); empty without the right to list them.
     pub bpf: Vec<bpf::BpfObject>,
+    /// System V message queues.
+    pub messages: Messages,
     /// hugetlb pools.
     pub huge_pools: Vec<HugePool>,
     /// Transparent huge pages and KSM.
@@ -107,6 +109,7 @@ impl HostSample {
             arc: keep.or_default("ZFS cache (arcstats)", Arc::read(root)),
             zram: Zram::read(root),
             bpf: if root.is_live() { bpf::read(root).unwrap_or_default() } else { Vec::new() },
+            messages: Messages::read(root),
             huge_pools: HugePool::read(root),
             huge: HugeAndMerged::read(root),
             unread: Vec::new(),

@@ -4,11 +4,11 @@
 //! bounded sample of its content; nothing is stopped or changed. Whatever cannot be read leaves its field empty
 //! and a line in `unread`.
 
-use super::kind::{Classifier, Kind, Total, Verdict};
+use super::kind::{Classifier, Hints, Kind, Total, Verdict};
 use super::membership::Membership;
 use super::sampling::{Ranges, Windows, ZeroSample};
-use super::{Area, Counters, Limits, Pid, Process, Status, VmFlags, status::Vm};
-use crate::{Bytes, ReadError, Unread};
+use super::{Area, Counters, Device, Limits, Pid, Process, Status, VmFlags, status::Vm};
+use crate::{Bytes, ReadError, Unread, page_size};
 use std::collections::BTreeMap;
 
 /// What the overcommit rules count of a process: mappings with VmFlags `ac` and without `dc`.
@@ -65,6 +65,10 @@ pub struct Detail {
     pub locked: Option<ZeroSample>,
     /// The resident memory that `locked` is a sample of.
     pub locked_rss: Bytes,
+    /// Resident memory of tmpfs files that it maps and that were deleted.
+    pub deleted_shmem: Bytes,
+    /// Resident memory in blocks that glibc's malloc mmapped each for itself.
+    pub malloc_blocks: Bytes,
     /// Its limits.
     pub limits: Option<Limits>,
     /// Its arguments, each ended by NUL.
@@ -82,14 +86,15 @@ const WORTH_SAMPLING: Bytes = Bytes::from_mib(16);
 const END_TO_END: f64 = 0.95;
 
 impl Detail {
-    /// Looks at `process`. An error where it ended or its mappings may not be read.
-    pub fn read(process: &Process) -> Result<Detail, ReadError> {
+    /// Looks at `process`, where `tmpfs` are the devices of file systems in RAM. An error where it ended or its
+    /// mappings may not be read.
+    pub fn read(process: &Process, tmpfs: Vec<Device>) -> Result<Detail, ReadError> {
         let status = process.status()?;
         let mut detail =
             Detail { pid: process.pid(), vm: status.vm.unwrap_or_default(), status, ..Detail::default() };
         let mut pass = Pass::default();
         if status.vm.is_some() {
-            detail.walk(process, &mut pass)?;
+            detail.walk(process, tmpfs, &mut pass)?;
         }
         let mut unread = Vec::new();
         let mut keep = |what: &str, error: ReadError| {
@@ -113,14 +118,20 @@ impl Detail {
         Ok(detail)
     }
 
-    fn walk(&mut self, process: &Process, pass: &mut Pass) -> Result<(), ReadError> {
-        let hints = process.hints()?;
+    fn walk(&mut self, process: &Process, tmpfs: Vec<Device>, pass: &mut Pass) -> Result<(), ReadError> {
+        let hints = Hints { tmpfs, ..process.hints()? };
         pass.stack_pointers = hints.stack_pointers.clone();
         let mut classifier = Classifier::new(hints);
         let mut stacks = Vec::new();
         let mut kinds: BTreeMap<Kind, Total> = BTreeMap::new();
+        let (mut deleted_shmem, mut large) = (Bytes::ZERO, Vec::new());
         let mut tell = |verdict: Verdict, piece: Piece| {
             kinds.entry(verdict.kind).or_default().add(verdict, piece.size(), &piece.counters);
+            deleted_shmem +=
+                if piece.deleted && verdict.kind == Kind::Tmpfs { piece.counters.rss } else { Bytes::ZERO };
+            if verdict.kind == Kind::Anon && piece.counters.rss >= WORTH_SAMPLING {
+                large.push(piece);
+            }
             if verdict.kind == Kind::ThreadStack {
                 stacks.push(piece);
             } else if piece.locked && verdict.kind != Kind::MainStack {
@@ -140,6 +151,8 @@ impl Detail {
         classifier.finish(&mut tell);
         pass.huge = huge;
         self.kinds = kinds;
+        self.deleted_shmem = deleted_shmem;
+        self.malloc_blocks = malloc_blocks(process, &large);
         for stack in stacks {
             self.stack(process, &pass.stack_pointers, &stack);
         }
@@ -177,6 +190,29 @@ impl Detail {
     }
 }
 
+/// The resident memory of those `pieces` that begin with the header of a block which glibc's malloc mmapped for
+/// itself: its size, a multiple of the page, with only the IS_MMAPPED bit (malloc/malloc.c). Neighbours may have
+/// merged into one mapping, so the first block need not fill it.
+fn malloc_blocks(process: &Process, pieces: &[Piece]) -> Bytes {
+    const MOST: usize = 256;
+    const IS_MMAPPED: u64 = 2;
+    let Some(pid) = i32::try_from(process.pid()).ok().and_then(rustix::process::Pid::from_raw) else {
+        return Bytes::ZERO;
+    };
+    let is_block = |piece: &&Piece| {
+        let mut header = [0; 8];
+        let read = ebbtide_sys::remote::read(pid, piece.start + 8, &mut header);
+        let size = u64::from_ne_bytes(header);
+        let (size, flags) = (size & !7, size & 7);
+        read == Ok(8)
+            && flags == IS_MMAPPED
+            && size > 0
+            && size <= piece.size().0
+            && size.is_multiple_of(page_size().0)
+    };
+    pieces.iter().take(MOST).filter(is_block).map(|piece| piece.counters.rss).sum()
+}
+
 /// What one pass over the mappings collects for afterwards.
 #[derive(Default)]
 struct Pass {
@@ -192,13 +228,21 @@ struct Piece {
     start: u64,
     end: u64,
     locked: bool,
+    deleted: bool,
     counters: Counters,
 }
 
 impl Piece {
     fn of(area: &Area) -> Piece {
-        let locked = area.flags.is_some_and(|flags| flags.has(VmFlags::LOCKED));
-        Piece { start: area.mapping.start, end: area.mapping.end, locked, counters: area.counters }
+        let Area { mapping, counters, flags, .. } = *area;
+        let locked = flags.is_some_and(|flags| flags.has(VmFlags::LOCKED));
+        Piece {
+            start: mapping.start,
+            end: mapping.end,
+            locked,
+            deleted: mapping.deleted().is_some(),
+            counters,
+        }
     }
 
     fn size(&self) -> Bytes {
@@ -220,7 +264,7 @@ mod tests {
     #[test]
     fn this_process() {
         let process = Process::open(&Root::live().unwrap(), std::process::id()).unwrap();
-        let detail = Detail::read(&process).unwrap();
+        let detail = Detail::read(&process, Vec::new()).unwrap();
         let by_kind: Bytes = detail.kinds.values().map(|total| total.counters.rss).sum();
         assert_eq!(by_kind, detail.counters.rss, "every mapping has one kind");
         assert!(detail.charge.largest <= detail.charge.total && detail.charge.total > Bytes::ZERO);
@@ -231,7 +275,7 @@ mod tests {
     #[test]
     fn a_kernel_thread_has_no_memory() {
         let process = Process::open(&Root::live().unwrap(), 2).unwrap();
-        match Detail::read(&process) {
+        match Detail::read(&process, Vec::new()) {
             Ok(detail) => assert_eq!((detail.counters, detail.mappings), (Counters::default(), 0)),
             Err(e) => println!("skipped: {e}"),
         }

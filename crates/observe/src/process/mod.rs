@@ -7,6 +7,7 @@
 pub mod all;
 pub mod args;
 pub mod counters;
+pub mod cow;
 pub mod detail;
 pub mod fdinfo;
 pub mod fds;
