@@ -46,6 +46,13 @@ impl Chosen {
         Ok(self.hierarchy.sample(&self.path)?)
     }
 
+    /// What is charged to its direct children.
+    fn children(&self) -> Bytes {
+        let nodes = self.hierarchy.tree().map(|tree| tree.nodes).unwrap_or_default();
+        let children = nodes.iter().filter(|node| node.path.parent() == Some(&self.path));
+        children.filter_map(|node| node.current).sum()
+    }
+
     /// The processes in the group and below it.
     fn processes(&self) -> Vec<u32> {
         let mut pids = self.hierarchy.procs(&self.path).unwrap_or_default();
@@ -80,12 +87,14 @@ pub(crate) fn report(root: &Root, group: &Chosen) -> anyhow::Result<Report> {
         found.extend(caps::caps(&cmdline).into_iter().map(|cap| (process.pid(), cap)));
     }
     let limit = limit(&group.hierarchy, &group.path);
+    let children = group.children();
     let findings = rules::cgroup(&rules::Group {
         sample: &sample,
         host: &host,
         processes: pids.len() as u64,
         mapped_shmem,
         caps: &found,
+        children,
         limit,
     });
     let path = group.path.to_string_lossy().into_owned();

@@ -2,11 +2,13 @@
 
 use crate::cli::ExplainArgs;
 use crate::report::{Beside, Report, Target};
-use crate::{cgroup, host, watch};
+use crate::{cgroup, gather, host, watch};
 use anyhow::{Context, bail};
 use ebbtide_explain::{ledger, rules};
+use ebbtide_observe::fork::ForkSample;
 use ebbtide_observe::host::HostSample;
 use ebbtide_observe::process::{Detail, Process, Processes};
+use ebbtide_observe::shared::SharedMemory;
 use ebbtide_observe::{Escaped, ReadError, Root};
 use std::process::ExitCode;
 
@@ -66,7 +68,8 @@ fn no_such(target: &str, error: ReadError) -> anyhow::Error {
 
 fn process(root: &Root, process: &Process) -> anyhow::Result<Report> {
     let pid = process.pid();
-    let detail = match Detail::read(process) {
+    let host = HostSample::read(root)?;
+    let detail = match Detail::read(process, gather::tmpfs(&host)) {
         Ok(detail) => detail,
         Err(ReadError::Vanished { .. }) => bail!("process {pid} ended while it was read"),
         Err(error @ ReadError::Denied { .. }) => {
@@ -80,9 +83,19 @@ fn process(root: &Root, process: &Process) -> anyhow::Result<Report> {
             if detail.status.is_kernel_thread() { "a kernel thread" } else { "a zombie: it has ended" };
         bail!("process {pid} ({}) has no memory of its own, it is {what}", detail.status.name);
     }
-    let host = HostSample::read(root)?;
     let limit = cgroup::limit_of(root, &detail.membership);
-    let findings = rules::process(&rules::Subject { detail: &detail, host: &host, limit });
+    let processes = Processes::read(root)?;
+    let fork = ForkSample::read(root, process).ok();
+    let findings = rules::process(&rules::Subject {
+        detail: &detail,
+        host: &host,
+        limit,
+        shared: &SharedMemory::read(root, &processes),
+        may_lock: fork.as_ref().is_some_and(|fork| fork.may_lock),
+        fork: fork.as_ref(),
+        cow: &gather::cow_pairs(root, &processes, Some(pid)),
+        jvm: process.jvm().ok().flatten().as_ref(),
+    });
     let name = Escaped(detail.status.name.as_bytes()).to_string();
     let target = Target { kind: "process", name, pid: Some(pid), total: "resident", ..Target::default() };
     let mut report = Report::new(target, ledger::process(&detail), findings, detail.unread.clone());

@@ -1,10 +1,12 @@
 //! `ebb`: the host. Where MemTotal went, what is wrong, and what can be done.
 
 use crate::cli::HostArgs;
+use crate::gather;
 use crate::report::{Report, Target};
 use ebbtide_explain::{Line, ledger, rules};
 use ebbtide_observe::host::HostSample;
 use ebbtide_observe::process::{ProcSample, Processes};
+use ebbtide_observe::shared::{SharedKind, SharedMemory};
 use ebbtide_observe::{Bytes, Root};
 use std::process::ExitCode;
 
@@ -16,9 +18,21 @@ pub(crate) fn run(args: &HostArgs) -> anyhow::Result<ExitCode> {
 pub(crate) fn report(root: &Root) -> anyhow::Result<Report> {
     let processes = Processes::read(root)?;
     let sample = HostSample::read(root)?;
-    let ledger = ledger::host(&sample, anon(&processes), Vec::new());
-    let findings = rules::host(&rules::Host { sample: &sample, ledger: &ledger, processes: &processes.all });
-    let unread = sample.unread.iter().cloned().chain(processes.unread()).collect();
+    let shared = SharedMemory::read(root, &processes);
+    let ledger = ledger::host(&sample, anon(&processes), shmem(&sample, &shared));
+    let findings = rules::host(&rules::Host {
+        sample: &sample,
+        ledger: &ledger,
+        processes: &processes.all,
+        shared: &shared,
+        deleted_mapped: gather::deleted_mapped(root, &processes, &gather::tmpfs(&sample)),
+        cgroups: gather::cgroups(root),
+        orphan_maps: &gather::orphan_maps(root, &sample, &processes),
+        large_forks: &gather::large_forks(root, &sample, &processes),
+        cow: &gather::cow_pairs(root, &processes, None),
+        caps: &gather::heap_caps(root, &processes),
+    });
+    let unread = [sample.unread.clone(), processes.unread(), shared.unread.clone()].concat();
     let target = Target {
         kind: "host",
         name: sample.hostname.clone(),
@@ -27,6 +41,16 @@ pub(crate) fn report(root: &Root) -> anyhow::Result<Report> {
         ..Target::default()
     };
     Ok(Report::new(target, ledger, findings, unread))
+}
+
+/// What shmem consists of: file systems in RAM, memfds, System V segments.
+fn shmem(sample: &HostSample, shared: &SharedMemory) -> Vec<Line> {
+    let file_systems = sample.ram_fs.iter().map(|fs| Line::new(format!("{} {}", fs.kind, fs.path), fs.used));
+    let memfds = shared.files.iter().filter(|file| file.kind == SharedKind::Memfd && !file.hugetlb);
+    let memfds = Line::new("memfds", memfds.map(|file| file.used).sum());
+    let segments = shared.segments.iter().filter(|segment| !segment.hugetlb);
+    let segments = Line::new("System V segments", segments.map(|segment| segment.rss).sum());
+    file_systems.chain([memfds, segments]).collect()
 }
 
 /// Who holds the anonymous memory: each process's share of it.

@@ -11,6 +11,7 @@ mod dentries;
 mod escape;
 mod explain;
 mod fork;
+mod gather;
 mod host;
 mod ps;
 mod render;

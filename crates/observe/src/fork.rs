@@ -10,7 +10,8 @@ use crate::process::{Area, Name, Pid, Process, Status, VmFlags};
 use crate::{Bytes, Pages, ReadError, Root, Unread, scan};
 use std::path::PathBuf;
 
-/// `CAP_SYS_ADMIN` and `CAP_SYS_RESOURCE` of linux/capability.h, as bits of CapEff.
+/// `CAP_IPC_LOCK`, `CAP_SYS_ADMIN` and `CAP_SYS_RESOURCE` of linux/capability.h, as bits of CapEff.
+const IPC_LOCK: u64 = 1 << 14;
 const SYS_ADMIN: u64 = 1 << 21;
 const SYS_RESOURCE: u64 = 1 << 24;
 
@@ -99,6 +100,8 @@ pub struct ForkSample {
     pub copied: Option<Copied>,
     /// True if it has CAP_SYS_ADMIN in the initial user namespace.
     pub sys_admin: bool,
+    /// True if RLIMIT_MEMLOCK does not hold for it (CAP_IPC_LOCK).
+    pub may_lock: bool,
     /// Tasks of its real user against its RLIMIT_NPROC; `None` if it is exempt from that or has none.
     pub user_tasks: Option<Count>,
     /// The host's tasks against kernel.threads-max.
@@ -171,6 +174,7 @@ impl ForkSample {
         };
         let capabilities = if initial { status.capabilities } else { 0 };
         self.sys_admin = capabilities & SYS_ADMIN != 0;
+        self.may_lock = capabilities & IPC_LOCK != 0;
         let exempt = initial && status.uid.real == 0 || capabilities & (SYS_ADMIN | SYS_RESOURCE) != 0;
         let limit = match process.limits() {
             Ok(limits) => limits.processes.soft,

@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn the_resident_set_of_this_process_is_split_whole() {
         let process = Process::open(&Root::live().unwrap(), std::process::id()).unwrap();
-        let detail = Detail::read(&process).unwrap();
+        let detail = Detail::read(&process, Vec::new()).unwrap();
         let ledger = super::process(&detail);
         assert_eq!((ledger.unaccounted, ledger.overlap), (Bytes::ZERO, Bytes::ZERO));
         assert!(ledger.bytes("code") > Bytes::ZERO);

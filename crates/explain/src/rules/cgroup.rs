@@ -19,6 +19,8 @@ pub struct Group<'a> {
     pub mapped_shmem: Bytes,
     /// What its processes' heaps may grow to, by their own settings: (pid, setting).
     pub caps: &'a [(u32, caps::Cap)],
+    /// What is charged to its direct children.
+    pub children: Bytes,
     /// The tightest limit among it and its ancestors; `None` where none has one.
     pub limit: Option<Bytes>,
 }
@@ -46,9 +48,47 @@ impl Group<'_> {
 
 /// Findings about one cgroup, the answer first.
 pub fn cgroup(group: &Group) -> Vec<Finding> {
-    let rules: [fn(&Group) -> Option<Finding>; 7] =
-        [limits_exceed_box, threads_at_limit, shmem, kernel, slab, sockets, page_cache];
+    let rules: [fn(&Group) -> Option<Finding>; 8] =
+        [limits_exceed_box, threads_at_limit, gone_children, shmem, kernel, slab, sockets, page_cache];
     super::ordered(rules.iter().filter_map(|rule| rule(group)).collect())
+}
+
+/// Memory charged to children that were removed: v1 says what is the group's own, v2 how many are dying; in a v2
+/// group with neither processes nor children all of it must be theirs.
+fn gone_children(group: &Group) -> Option<Finding> {
+    let sample = group.sample;
+    let (bytes, source, says) = match (sample.own, sample.dying) {
+        (Some(own), _) => {
+            let bytes = group.current() - own - group.children - sample.kmem.unwrap_or_default();
+            let says = format!(
+                "{} charged, {own} of it to the group itself, {} to its children",
+                group.current(),
+                group.children
+            );
+            (bytes, "memory.stat", says)
+        }
+        (None, Some(dying)) if dying > 0 && group.processes == 0 && group.children == Bytes::ZERO => {
+            (group.current(), "cgroup.stat", format!("nr_dying_descendants {}", count(dying)))
+        }
+        _ => return None,
+    };
+    if !group.is_much(bytes) {
+        return None;
+    }
+    let summary = format!(
+        "{bytes} of what is charged belongs to children that were removed: their pages outlive them and stay charged to \
+         this group until they are reclaimed."
+    );
+    Some(
+        Finding::new(Cause::OutlivingCharge, bytes, 0.9, summary)
+            .evidence(group.file(source), says)
+            .evidence(group.file("cgroup.procs"), format!("{} processes", count(group.processes)))
+            .not(Cause::Leak, "no process of the group holds it")
+            .not(
+                Cause::PageCache,
+                "it is charged to groups that are gone, not to a living one's working set",
+            ),
+    )
 }
 
 /// The working set counts file pages in use; when they are most of it, the group needs less than it seems.
@@ -119,7 +159,7 @@ fn kernel(group: &Group) -> Option<Finding> {
     let stat = &group.sample.stat;
     let kernel = group.sample.kernel()?;
     let of_processes: Bytes =
-        [stat.slab_reclaimable, stat.kernel_stack, stat.page_tables].into_iter().flatten().sum();
+        [reclaimable_slab(group), stat.kernel_stack, stat.page_tables].into_iter().flatten().sum();
     let other = kernel - of_processes;
     // v1 says only the sum; a group without a process owes none of it to one.
     let decided = stat.kernel_stack.is_some() || group.processes == 0;
@@ -164,7 +204,7 @@ fn kernel(group: &Group) -> Option<Finding> {
 }
 
 fn slab(group: &Group) -> Option<Finding> {
-    let bytes = group.sample.stat.slab_reclaimable?;
+    let bytes = reclaimable_slab(group)?;
     if !group.is_much(bytes) {
         return None;
     }
@@ -175,7 +215,7 @@ fn slab(group: &Group) -> Option<Finding> {
     );
     Some(
         Finding::new(Cause::SlabReclaimable, bytes, 0.93, summary)
-            .evidence(group.file("memory.stat"), format!("slab_reclaimable {bytes} of {}", group.current()))
+            .evidence(slab_source(group), format!("{bytes} of {}", group.current()))
             .not(Cause::Leak, "no process holds it: it is the kernel's cache, charged to whoever filled it")
             .lever(
                 "find-producer",
@@ -190,6 +230,26 @@ fn slab(group: &Group) -> Option<Finding> {
                 "page cache of the group goes first",
             ),
     )
+}
+
+/// v1 has only the sum of a group's kernel memory. Where the rest of the host's kernel memory together is too
+/// little to hold half of it, the larger part can only be reclaimable slab.
+fn reclaimable_slab(group: &Group) -> Option<Bytes> {
+    if group.sample.stat.slab_reclaimable.is_some() {
+        return group.sample.stat.slab_reclaimable;
+    }
+    let (kmem, mem) = (group.sample.kmem?, &group.host.meminfo);
+    let elsewhere = mem.s_unreclaim + mem.page_tables + mem.kernel_stack + mem.percpu + mem.vmalloc_used;
+    let certain = (kmem - elsewhere).min(mem.s_reclaimable);
+    (certain.share_of(kmem) >= 0.5).then_some(certain)
+}
+
+fn slab_source(group: &Group) -> String {
+    if group.sample.stat.slab_reclaimable.is_some() {
+        group.file("memory.stat slab_reclaimable")
+    } else {
+        group.file("memory.kmem.usage_in_bytes, less all other kernel memory of the host")
+    }
 }
 
 fn sockets(group: &Group) -> Option<Finding> {

@@ -124,24 +124,25 @@ fn tables_finding(tables: Bytes, mapped: Bytes) -> Finding {
         )
 }
 
-/// Page tables of the whole host: either one sparse process, or many that map the same memory.
+/// Page tables of all processes: what each has beyond four times the ordinary, so that many processes that map the
+/// same memory densely are not taken for sparse ones.
 pub(super) fn page_tables_host(host: &Host) -> Vec<Finding> {
-    let mem = &host.sample.meminfo;
-    let mapped = mem.anon_pages + mem.mapped + mem.hugetlb + mem.swap_used();
-    let dense = Bytes(mapped.0 / 512);
-    let floor = (worth(mem.mem_total) * 2).max(mem.mem_total.scaled(0.005));
-    // Many processes that share one mapping pay for it each; eight times is a pool of backends.
-    if mem.page_tables < floor || mem.page_tables < dense * SPARSE {
+    let excess = |p: &ProcSample| {
+        let mapped = p.counters().map_or(Bytes::ZERO, |c| c.rss + c.swap + c.hugetlb());
+        p.page_tables().unwrap_or_default() - Bytes(mapped.0 / 512) * 4
+    };
+    let total: Bytes = host.processes.iter().map(excess).sum();
+    if total < worth(host.sample.meminfo.mem_total) * 2 {
         return Vec::new();
     }
-    let tables = |p: &ProcSample| p.page_tables().unwrap_or_default();
-    let mut finding = tables_finding(mem.page_tables, mapped)
-        .evidence("/proc/meminfo", format!("PageTables {}, mapped memory {mapped}", mem.page_tables));
-    for process in host.largest(tables, 3) {
-        finding = finding.evidence(
-            format!("/proc/{}/status", process.pid),
-            format!("{}: VmPTE {}", process.name(), tables(process)),
-        );
+    let sparse = host.largest(excess, usize::MAX);
+    let mapped = sparse.iter().filter_map(|p| p.counters()).map(|c| c.rss + c.swap).sum();
+    let tables: Bytes = sparse.iter().filter_map(|p| p.page_tables()).sum();
+    let mut finding = tables_finding(tables, mapped)
+        .evidence("/proc/meminfo", format!("PageTables {}", host.sample.meminfo.page_tables));
+    for process in sparse.iter().take(3) {
+        let says = format!("{}: VmPTE {}", process.name(), process.page_tables().unwrap_or_default());
+        finding = finding.evidence(format!("/proc/{}/status", process.pid), says);
     }
     vec![finding]
 }

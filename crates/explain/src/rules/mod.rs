@@ -7,17 +7,26 @@
 mod accounting;
 pub mod caps;
 mod cgroup;
+mod fork;
 mod kernel;
 mod memory;
+mod outliving;
 mod pools;
+mod runtime;
+mod shared;
 mod slab;
 
 pub use cgroup::{Group, cgroup};
+pub use fork::CowPair;
 
 use crate::{Finding, Ledger};
 use ebbtide_observe::Bytes;
+use ebbtide_observe::fork::ForkSample;
 use ebbtide_observe::host::HostSample;
+use ebbtide_observe::host::bpf::BpfObject;
+use ebbtide_observe::hsperf::Jvm;
 use ebbtide_observe::process::{Detail, ProcSample};
+use ebbtide_observe::shared::SharedMemory;
 
 /// What the host's rules look at.
 #[derive(Debug)]
@@ -28,6 +37,31 @@ pub struct Host<'a> {
     pub ledger: &'a Ledger,
     /// Every process that could be seen.
     pub processes: &'a [ProcSample],
+    /// Shared memory by its objects.
+    pub shared: &'a SharedMemory,
+    /// tmpfs files that were deleted and that processes with much shared memory still map.
+    pub deleted_mapped: Bytes,
+    /// Cgroups of the memory controller.
+    pub cgroups: Cgroups,
+    /// BPF maps that no process has open.
+    pub orphan_maps: &'a [BpfObject],
+    /// Processes so large that a fork may be refused.
+    pub large_forks: &'a [ForkSample],
+    /// Parents and children that have written to what they shared.
+    pub cow: &'a [CowPair],
+    /// What heaps may grow to by their own settings: (pid, setting).
+    pub caps: &'a [(u32, caps::Cap)],
+}
+
+/// How many cgroups there are, and how many are gone and still there.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cgroups {
+    /// Removed and not yet released; `None` where that cannot be told.
+    pub dying: Option<u64>,
+    /// In the file system.
+    pub living: u64,
+    /// Where that was read.
+    pub source: &'static str,
 }
 
 impl Host<'_> {
@@ -49,6 +83,16 @@ pub struct Subject<'a> {
     pub host: &'a HostSample,
     /// The tightest memory limit of its cgroups.
     pub limit: Option<Bytes>,
+    /// Shared memory by its objects.
+    pub shared: &'a SharedMemory,
+    /// What bears on its forks.
+    pub fork: Option<&'a ForkSample>,
+    /// It as a parent or child of processes that share memory with it by copy-on-write.
+    pub cow: &'a [CowPair],
+    /// The JVM it runs.
+    pub jvm: Option<&'a Jvm>,
+    /// Whether RLIMIT_MEMLOCK does not hold for it (CAP_IPC_LOCK).
+    pub may_lock: bool,
 }
 
 impl Subject<'_> {
@@ -61,6 +105,12 @@ impl Subject<'_> {
     fn file(&self, name: &str) -> String {
         format!("/proc/{}/{name}", self.detail.pid)
     }
+}
+
+/// What all heaps of the host may grow to by their settings, against its RAM and swap.
+fn limits_exceed_host(host: &Host) -> Vec<Finding> {
+    let mem = &host.sample.meminfo;
+    caps::exceed(host.caps, mem.mem_total + mem.swap_total, "MemTotal and SwapTotal").into_iter().collect()
 }
 
 /// What the process may grow to by its own settings, against what it may have.
@@ -77,8 +127,13 @@ fn limits_exceed_box(subject: &Subject) -> Vec<Finding> {
 
 /// Findings about one process, the answer first.
 pub fn process(subject: &Subject) -> Vec<Finding> {
-    let rules: [fn(&Subject) -> Vec<Finding>; 7] = [
+    let rules: [fn(&Subject) -> Vec<Finding>; 12] = [
         limits_exceed_box,
+        fork::refused,
+        fork::limits,
+        fork::cow_process,
+        shared::held,
+        runtime::gc_headroom,
         memory::lazily_freed,
         memory::stacks_and_locked,
         memory::page_tables,
@@ -86,7 +141,14 @@ pub fn process(subject: &Subject) -> Vec<Finding> {
         accounting::shared_rss,
         accounting::virtual_only,
     ];
-    ordered(rules.iter().flat_map(|rule| rule(subject)).collect())
+    let mut findings: Vec<Finding> = rules.iter().flat_map(|rule| rule(subject)).collect();
+    // Doubt about the heap is no answer where something else explains as much.
+    let explains = |heap: &Finding| {
+        findings.iter().any(|other| other.cause.urgency() == 1 && other.bytes >= heap.bytes.scaled(0.5))
+    };
+    let doubt: Vec<Finding> = runtime::heap(subject).into_iter().filter(|heap| !explains(heap)).collect();
+    findings.extend(doubt);
+    ordered(findings)
 }
 
 /// The least memory that is worth a finding on a machine of this size.
@@ -96,7 +158,12 @@ fn worth(total: Bytes) -> Bytes {
 
 /// Findings about the whole host, the answer first.
 pub fn host(host: &Host) -> Vec<Finding> {
-    let rules: [fn(&Host) -> Vec<Finding>; 8] = [
+    let rules: [fn(&Host) -> Vec<Finding>; 13] = [
+        limits_exceed_host,
+        fork::refused_host,
+        fork::cow_host,
+        shared::rule,
+        outliving::rule,
         slab::rule,
         kernel::rule,
         pools::reserved,
@@ -137,7 +204,7 @@ mod testing {
             mem_free: gib(6),
             mem_available: gib(12),
             cached: gib(7),
-            shmem: mib(200),
+            shmem: mib(40),
             anon_pages: mib(2400),
             s_reclaimable: mib(300),
             s_unreclaim: mib(100),
@@ -148,9 +215,29 @@ mod testing {
         HostSample { meminfo, dentries, ..HostSample::default() }
     }
 
+    /// A host of which only its own files are known.
+    pub(super) fn alone<'a>(
+        sample: &'a HostSample,
+        ledger: &'a Ledger,
+        shared: &'a SharedMemory,
+    ) -> Host<'a> {
+        Host {
+            sample,
+            ledger,
+            processes: &[],
+            shared,
+            deleted_mapped: Bytes::ZERO,
+            cgroups: Cgroups::default(),
+            orphan_maps: &[],
+            large_forks: &[],
+            cow: &[],
+            caps: &[],
+        }
+    }
+
     pub(super) fn causes(sample: &HostSample) -> Vec<Cause> {
         let ledger = ledger::host(sample, Vec::new(), Vec::new());
-        let findings = host(&Host { sample, ledger: &ledger, processes: &[] });
+        let findings = host(&alone(sample, &ledger, &SharedMemory::default()));
         for finding in &findings {
             assert!(!finding.evidence.is_empty() && !finding.not.is_empty(), "{finding:?}");
             assert!(finding.returnable <= finding.bytes, "{finding:?}");

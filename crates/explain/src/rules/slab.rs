@@ -107,9 +107,10 @@ fn base(host: &Host, finding: Finding) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{causes, healthy, mib};
+    use super::super::testing::{alone, causes, healthy, mib};
     use super::*;
     use ebbtide_observe::host::{DentryState, Slabs};
+    use ebbtide_observe::shared::SharedMemory;
 
     #[test]
     fn many_negative_dentries() {
@@ -131,7 +132,7 @@ mod tests {
               kmalloc-rcl-64 1 1 64 64 1 : tunables 0 0 0 : slabdata 0 2560 0\n",
         ));
         let ledger = crate::ledger::host(&s, vec![], vec![]);
-        let findings = rule(&Host { sample: &s, ledger: &ledger, processes: &[] });
+        let findings = rule(&alone(&s, &ledger, &SharedMemory::default()));
         assert_eq!(findings[0].bytes, mib(55));
     }
 
