@@ -1,7 +1,8 @@
 //! Measures what reading all processes costs beside the bare reads of every smaps_rollup on as many threads:
 //! `cargo run --release -p ebbtide-observe --example processes [ROUNDS]`.
 
-use ebbtide_observe::{Root, process::Processes};
+use ebbtide_observe::process::Processes;
+use ebbtide_observe::{Process, Root};
 use rustix::fs::{Mode, OFlags, openat};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -10,20 +11,54 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rounds = std::env::args().nth(1).map_or(Ok(15), |n| n.parse())?;
     let threads = std::thread::available_parallelism()?.get();
     let root = Root::live()?;
-    let (mut bare, mut ours, mut count) = (Vec::new(), Vec::new(), 0);
+    let me = Process::open(&root, std::process::id())?;
+    let (mut bare, mut ours) = (Cost::default(), Cost::default());
+    let mut count = 0;
     for _ in 0..rounds {
-        let start = Instant::now();
-        bare_reads(threads)?;
-        bare.push(start.elapsed());
-        let start = Instant::now();
-        count = Processes::read(&root)?.all.len();
-        ours.push(start.elapsed());
+        bare.of(&me, || bare_reads(threads))?;
+        ours.of(&me, || {
+            count = Processes::read(&root)?.all.len();
+            Ok(())
+        })?;
     }
-    let (bare, ours) = (median(bare), median(ours));
-    println!("{count} processes, {threads} threads, median of {rounds} rounds");
-    println!("bare open, read, close of smaps_rollup: {bare:?}");
-    println!("Processes::read: {ours:?}, {:.2} times that", ours.as_secs_f64() / bare.as_secs_f64());
+    let peak = me.status()?.vm.unwrap_or_default().high_water;
+    println!("{count} processes, {threads} threads, {rounds} rounds; peak memory {peak}");
+    let ratio = |a: Duration, b: Duration| a.as_secs_f64() / b.as_secs_f64();
+    let (bare_wall, wall) = (median(bare.wall), median(ours.wall));
+    println!(
+        "bare open, read, close of smaps_rollup: median {bare_wall:?}, {:?} of processor in all",
+        bare.cpu
+    );
+    println!("Processes::read: median {wall:?}, {:?} of processor in all", ours.cpu);
+    println!(
+        "{:.2} times the time, {:.2} times the processor",
+        ratio(wall, bare_wall),
+        ratio(ours.cpu, bare.cpu)
+    );
     Ok(())
+}
+
+/// What the rounds of one way took. On a busy machine the processor's time (by ticks, so over many rounds) is
+/// the steadier figure.
+#[derive(Default)]
+struct Cost {
+    wall: Vec<Duration>,
+    cpu: Duration,
+}
+
+impl Cost {
+    fn of(
+        &mut self,
+        me: &Process,
+        work: impl FnOnce() -> Result<(), Box<dyn std::error::Error>>,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        let cpu = || me.stat().map(|stat| stat.user_time + stat.system_time);
+        let (before, start) = (cpu()?, Instant::now());
+        work()?;
+        self.wall.push(start.elapsed());
+        self.cpu += cpu()? - before;
+        Ok(())
+    }
 }
 
 fn bare_reads(threads: usize) -> Result<(), Box<dyn std::error::Error>> {

@@ -166,20 +166,33 @@ fn hidden_processes_are_noticed() {
         return;
     }
     let idle = Child::start("idle", &[]);
-    let player = Child::command("count hidden", &[&idle.pid().to_string()]);
-    let script = "mount -t proc -o hidepid=invisible proc /proc || { echo '@ready no'; read line; exit; }
-        exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"";
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", script, "sh"]).arg(player.get_program()).args(player.get_args());
-    command.envs(player.get_envs().filter_map(|(key, value)| Some((key, value?))));
-    let reader = Child::spawn(&mut command);
-    if reader.said() == "no" {
-        println!("skipped: this kernel mounts no /proc with hidepid=invisible here");
-        return;
+    // Not listed at all; listed, but closed.
+    for (mode, hidden_at_least, unreadable_at_least) in [("invisible", 4, 0), ("noaccess", 0, 1)] {
+        let reader = spawn_behind_hidepid(mode, &idle);
+        if reader.said() == "no" {
+            println!("skipped: this kernel mounts no /proc with hidepid={mode} here");
+            return;
+        }
+        let [all, hidden, unreadable, found_idle] = numbers(reader.said());
+        assert!(
+            all >= 1 && hidden >= hidden_at_least && unreadable >= unreadable_at_least,
+            "{}",
+            reader.said()
+        );
+        assert_eq!(found_idle, 0, "{mode}");
     }
-    let [all, hidden, found_idle] = numbers(reader.said());
-    assert!(all >= 1 && hidden >= 4, "{}", reader.said());
-    assert_eq!(found_idle, 0);
+}
+
+/// "count hidden" as nobody, in a mount namespace of its own whose /proc has `hidepid=mode`.
+fn spawn_behind_hidepid(mode: &str, idle: &Child) -> Child {
+    let player = Child::command("count hidden", &[&idle.pid().to_string()]);
+    let script = "mount -t proc -o hidepid=$1 proc /proc || { echo '@ready no'; read line; exit; }
+        shift; exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh", mode]);
+    command.arg(player.get_program()).args(player.get_args());
+    command.envs(player.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    Child::spawn(&mut command)
 }
 
 #[test]

@@ -6,8 +6,9 @@
 
 use super::Process;
 use crate::{ReadError, scan};
+use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fs::{Mode, OFlags, RawDir, openat, readlinkat_raw};
 use rustix::io::Errno;
-use std::mem::MaybeUninit;
 
 /// What a descriptor is open to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,26 +80,51 @@ pub(crate) fn sysv_key(path: &[u8]) -> Option<u32> {
     scan::hex(digits).and_then(|key| u32::try_from(key).ok())
 }
 
+/// Walks the descriptors of many processes, with buffers that are made once.
+#[derive(Debug)]
+pub(crate) struct FdWalk {
+    block: Vec<u8>,
+    link: Box<[u8; PATH_MAX]>,
+}
+
+/// The longest link the kernel writes.
+const PATH_MAX: usize = 4096;
+
+impl FdWalk {
+    pub(crate) fn new() -> FdWalk {
+        FdWalk { block: Vec::with_capacity(16 << 10), link: Box::new([0; PATH_MAX]) }
+    }
+
+    /// Calls `each` with every descriptor in directory `fds`, its number and what it is open to, until it
+    /// returns false.
+    pub(crate) fn each(
+        &mut self,
+        fds: BorrowedFd<'_>,
+        mut each: impl FnMut(u32, Target) -> bool,
+    ) -> Result<(), Errno> {
+        let mut entries = RawDir::new(fds, self.block.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let number = scan::number(entry.file_name().to_bytes());
+            let Some(fd) = number.and_then(|n| u32::try_from(n).ok()) else { continue };
+            match readlinkat_raw(fds, entry.file_name(), &mut self.link[..]) {
+                Ok(len) if !each(fd, Target::of(&self.link[..len])) => break,
+                Ok(_) | Err(Errno::NOENT | Errno::SRCH) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Process {
     /// Calls `each` with every open descriptor and what it is open to, until it returns false. A descriptor
     /// that is closed meanwhile is left out.
-    pub fn each_fd(&self, mut each: impl FnMut(u32, Target) -> bool) -> Result<(), ReadError> {
-        let fds = self.dir.sub("fd").map_err(|error| self.seen(error))?;
-        let mut failed = None;
-        let mut more = true;
-        // PATH_MAX; the kernel writes no longer link.
-        let mut link = [MaybeUninit::<u8>::uninit(); 4096];
-        fds.each_entry("", |name| {
-            let number = scan::number(name).and_then(|n| u32::try_from(n).ok());
-            let Some(fd) = number.filter(|_| more && failed.is_none()) else { return };
-            match rustix::fs::readlinkat_raw(fds.fd(), name, &mut link) {
-                Ok((target, _)) => more = each(fd, Target::of(target)),
-                Err(Errno::NOENT | Errno::SRCH) => {}
-                Err(errno) => failed = Some(ReadError::new(self.dir.path("fd"), errno)),
-            }
-        })
-        .map_err(|error| self.seen(error))?;
-        failed.map_or(Ok(()), |error| Err(self.seen(error)))
+    pub fn each_fd(&self, each: impl FnMut(u32, Target) -> bool) -> Result<(), ReadError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(self.dir.fd(), "fd", flags, Mode::empty())
+            .and_then(|fds| FdWalk::new().each(fds.as_fd(), each))
+            .map_err(|errno| self.seen(ReadError::new(self.dir.path("fd"), errno)))
     }
 
     /// How many descriptors it has open.

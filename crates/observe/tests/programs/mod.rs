@@ -101,11 +101,12 @@ fn count_processes(parent: &mut Parent) {
     parent.listen();
 }
 
-/// Says how many processes it sees, how many threads it misses, and whether it sees its argument.
+/// Says how many processes it sees, how many threads it misses, how many processes are closed to it, and
+/// whether it sees its argument.
 fn count_hidden(parent: &mut Parent) {
     let all = Processes::read(&Root::live().unwrap()).unwrap();
     let seen = u8::from(all.get(parent.number(0) as u32).is_some());
-    parent.ready(format!("{} {} {seen}", all.all.len(), all.hidden_threads));
+    parent.ready(format!("{} {} {} {seen}", all.all.len(), all.hidden_threads, all.unreadable));
     parent.listen();
 }
 
