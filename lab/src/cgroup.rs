@@ -164,6 +164,11 @@ impl Group {
         self.write(file, &most.0.to_string())
     }
 
+    /// Throttles it from here on (memory.high, v2 only).
+    pub fn throttle(&self, from: Bytes) -> Result<()> {
+        self.write("memory.high", &from.0.to_string())
+    }
+
     /// Limits its tasks.
     pub fn limit_pids(&self, most: u64) -> Result<()> {
         self.write("pids.max", &most.to_string())

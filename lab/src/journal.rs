@@ -6,6 +6,8 @@
 //! - A journal is locked (flock) by its owner for as long as that lives; the kernel drops the lock of a dead
 //!   owner, so the sweep at the next start takes up exactly the journals that nobody will replay. Pids, which
 //!   are reused, decide nothing.
+//! - A journal names the boot it is of. After a restart only its files are removed: everything else went with the
+//!   machine, and an old value must not be written over a new one.
 
 use crate::sys;
 use anyhow::{Context, Result, bail, ensure};
@@ -102,9 +104,10 @@ impl Journal {
     pub fn open() -> Result<Journal> {
         let dir = base()?.join(std::process::id().to_string());
         DirBuilder::new().recursive(true).mode(0o755).create(&dir)?;
-        let file = OpenOptions::new().append(true).create(true).open(dir.join("undo"))?;
+        let mut file = OpenOptions::new().append(true).create(true).open(dir.join("undo"))?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
             .with_context(|| format!("locking {}", dir.display()))?;
+        file.write_all(format!("{}\n", boot()?).as_bytes()).context("writing the journal")?;
         Ok(Journal { dir, file })
     }
 
@@ -138,23 +141,33 @@ pub fn sweep() -> Result<Vec<String>> {
         if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             continue;
         }
-        let deeds = fs::read_to_string(dir.join("undo")).map_or(0, |text| text.lines().count());
-        replay(&dir)?;
-        swept.push(format!("cleaned up after a killed run: {} ({deeds} deeds)", dir.display()));
+        swept.push(match replay(&dir) {
+            Ok(()) => format!("cleaned up after a killed run: {}", dir.display()),
+            Err(e) => format!("a killed run is still there: {e:#}"),
+        });
     }
     Ok(swept)
 }
 
 fn replay(dir: &Path) -> Result<()> {
     let text = fs::read_to_string(dir.join("undo"))?;
+    let (written, deeds) = text.split_once('\n').unwrap_or_default();
+    let same_boot = written == boot()?;
     let mut failed = Vec::new();
-    for line in text.lines().rev() {
-        if let Err(e) = Undo::parse(line).and_then(|deed| deed.replay()) {
-            failed.push(format!("{e:#}"));
-        }
+    for line in deeds.lines().rev() {
+        let undone = match Undo::parse(line) {
+            Ok(deed) if same_boot || matches!(deed, Undo::Remove(_)) => deed.replay(),
+            Ok(_) => Ok(()),
+            Err(e) => Err(e),
+        };
+        failed.extend(undone.err().map(|e| format!("{e:#}")));
     }
     ensure!(failed.is_empty(), "could not undo everything ({}): {}", dir.display(), failed.join("; "));
     remove(dir)
+}
+
+fn boot() -> Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 /// Where journals are: a directory of this user's own, since /tmp is everybody's.
@@ -237,6 +250,23 @@ mod tests {
         }
         assert!(Undo::parse("explode\t/").is_err());
         assert!(Undo::parse("").is_err());
+    }
+
+    #[test]
+    fn a_journal_of_another_boot_only_removes_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, file, value) = (dir.path().join("j"), dir.path().join("file"), dir.path().join("value"));
+        for (boot, restored) in [("another-boot".to_owned(), "new"), (boot().unwrap(), "old")] {
+            fs::create_dir(&journal).unwrap();
+            fs::write(&file, "").unwrap();
+            fs::write(&value, "new").unwrap();
+            let deeds = [Undo::Remove(file.clone()), Undo::Restore(value.clone(), "old".into())];
+            let lines: String = deeds.iter().map(Undo::line).collect();
+            fs::write(journal.join("undo"), format!("{boot}\n{lines}")).unwrap();
+            replay(&journal).unwrap();
+            assert!(!file.exists() && !journal.exists());
+            assert_eq!(fs::read_to_string(&value).unwrap(), restored);
+        }
     }
 
     #[test]

@@ -125,7 +125,7 @@ struct Incident {
 impl Incident {
     fn start(case: &Case, machine: &Machine) -> Result<Incident> {
         let place = if machine.vm { "vm" } else { "host" };
-        let mut child = Command::new("/proc/self/exe")
+        let mut child = Command::new(std::env::current_exe()?)
             .args(["run", case.name, "--where", place, "--box", &machine.total.0.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -173,7 +173,7 @@ fn file_read(stage: &mut Stage, len: Bytes) -> Result<()> {
 
 fn file_written(stage: &mut Stage) -> Result<()> {
     let len = stage.size(Bytes::from_mib(500));
-    let path = stage.disk_dir(len * 2)?.join("log");
+    let path = stage.disk_dir(len + Bytes::from_mib(64))?.join("log");
     let mut file = fs::File::create(path)?;
     let block = vec![0x65; 1 << 20];
     (0..len.0 >> 20).try_for_each(|_| file.write_all(&block))?;
@@ -181,9 +181,10 @@ fn file_written(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// A shared buffer that every one of `users` maps and has touched, as a database's processes do.
+/// A shared buffer that every one of `users` maps and has touched, as a database's processes do. It is a small part
+/// of the box, so that even the sum of their resident sets is (contrast `counted_twice`).
 fn shared_buffers(stage: &mut Stage, len: Bytes, users: u32) -> Result<()> {
-    let len = stage.size(len);
+    let len = len.min(Bytes(stage.machine.total.0 / 32));
     let mut buffer = Region::anon(len, Kind::Shared)?;
     buffer.write_every(PAGE, buffer.all());
     users_of(stage, &buffer, users)?;
@@ -205,7 +206,7 @@ fn users_of(stage: &mut Stage, buffer: &Region, users: u32) -> Result<()> {
 }
 
 fn posix_shm(stage: &mut Stage) -> Result<()> {
-    let len = stage.size(Bytes::from_mib(200));
+    let len = Bytes::from_mib(200).min(Bytes(stage.machine.total.0 / 32));
     let path = Path::new("/dev/shm").join(format!("ebbtide-lab-{}", std::process::id()));
     stage.journal.will(&crate::journal::Undo::Remove(path.clone()))?;
     let file = fs::File::options().read(true).write(true).create_new(true).open(&path)?;

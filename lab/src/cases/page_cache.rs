@@ -31,6 +31,8 @@ pub(super) const CASES: &[Case] = &[
         |s| reader(s, Bytes::from_mib(256), Bytes::from_mib(215), Bytes::from_mib(20), 3),
     )
     .needs(NEEDS),
+    Case::cgroup("page-cache/memory-high", "a cgroup at its memory.high, most of it cache", TRUTH, high)
+        .needs(&[Need::Root, Need::CgroupV2, Need::Disk(Bytes::ZERO)]),
     Case::cgroup(
         "page-cache/empty-cgroup",
         "a cgroup of 400 MB of cache whose last process has ended",
@@ -60,6 +62,17 @@ fn empty(stage: &mut Stage) -> Result<()> {
     group.limit(limit)?;
     let file = Bytes(limit.0 / 4 * 3);
     drop(read_in(stage, &group, file, Bytes::from_mib(1), 2)?);
+    charged(stage, &group, file)
+}
+
+/// Under memory.high the kernel slows the cgroup's processes down instead of killing them.
+fn high(stage: &mut Stage) -> Result<()> {
+    let high = stage.size(Bytes::from_mib(256));
+    let group = cgroup::memory().context("no memory controller")?.create(&mut stage.journal, "reader")?;
+    group.throttle(high)?;
+    let file = high.scaled(0.85);
+    let actor = read_in(stage, &group, Bytes(file.0 >> 12 << 12), high.scaled(0.1), 2)?;
+    stage.cast(actor);
     charged(stage, &group, file)
 }
 
