@@ -6,7 +6,6 @@ mod lab;
 mod test;
 mod vm;
 mod vm_command;
-mod vm_lab;
 mod vm_test;
 mod workspace;
 
@@ -30,12 +29,12 @@ enum Task {
     Bench(bench::Args),
     /// Run a command on Debian's kernel in a virtual machine
     Vm(Box<vm_command::Args>),
-    /// Make the lab's incidents in a virtual machine and check what ebb says of them
-    VmLab(vm_lab::Args),
     /// Run the tests that need a virtual machine
     VmTest(vm_test::Args),
     #[command(hide = true)]
     Fill(vm_test::fill::Args),
+    #[command(hide = true)]
+    Fork,
 }
 
 fn main() -> ExitCode {
@@ -44,9 +43,9 @@ fn main() -> ExitCode {
         Task::Lab(args) => lab::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Vm(args) => vm_command::run(&args),
-        Task::VmLab(args) => vm_lab::run(&args),
         Task::VmTest(args) => vm_test::run(&args),
         Task::Fill(args) => vm_test::fill::run(&args),
+        Task::Fork => vm_test::fork::run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -21,6 +21,15 @@ pub(crate) struct Args {
 const VM_CASES: &str = "kernel-leak,physical-fragmentation,overcommit-refusal,outliving-charge,kernel-pages,\
                         swap,cgroup,charge-stays,host-at-rest";
 
+/// Which closing lines a step's programs write.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lines {
+    /// Cargo's, one for each test program.
+    Cargo,
+    /// This project's own, one in all.
+    Own,
+}
+
 /// What a step's lines said.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Tally {
@@ -37,21 +46,25 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     // Output of tests that pass is shown, because the reasons for skipping are in it.
     let mut workspace = cargo();
     workspace.args(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
-    let mut steps = vec![("the workspace's tests", workspace)];
+    let mut steps = vec![("the workspace's tests", Lines::Cargo, workspace)];
     if args.fast {
         total.skip("the lab and the virtual machine: --fast");
     } else {
-        steps.push(("the lab", own(&["lab"])?));
+        steps.push(("the lab", Lines::Own, own(&["lab"])?));
         if missing.is_empty() {
-            steps.push(("the lab in a virtual machine", own(&["vm-lab", "--", "--only", VM_CASES])?));
-            steps.push(("the virtual machine's tests", own(&["vm-test"])?));
+            steps.push((
+                "the lab in a virtual machine",
+                Lines::Own,
+                own(&["lab", "--where", "vm", "--only", VM_CASES])?,
+            ));
+            steps.push(("the virtual machine's tests", Lines::Own, own(&["vm-test"])?));
         } else {
             total.skip(&format!("the virtual machine: not installed: {}", missing.join(" ")));
         }
     }
-    for (name, command) in steps {
+    for (name, lines, command) in steps {
         println!("== {name}");
-        total.step(name, command)?;
+        total.step(name, lines, command)?;
     }
     for reason in &total.reasons {
         println!("{reason}");
@@ -69,7 +82,7 @@ fn own(args: &[&str]) -> Result<Command> {
 
 impl Tally {
     /// Runs one step and adds what its lines say.
-    fn step(&mut self, name: &str, mut command: Command) -> Result<()> {
+    fn step(&mut self, name: &str, lines: Lines, mut command: Command) -> Result<()> {
         let before = (self.passed, self.failed);
         let mut child = command
             .stdin(Stdio::null())
@@ -81,7 +94,7 @@ impl Tally {
                 let line = line.with_context(|| format!("cannot read the output of {name}"))?;
                 let line = String::from_utf8_lossy(&line);
                 println!("{line}");
-                self.line(&line);
+                self.line(lines, &line);
             }
         }
         let status = child.wait()?;
@@ -95,11 +108,15 @@ impl Tally {
         Ok(())
     }
 
-    fn line(&mut self, line: &str) {
-        if let Some(result) = line.strip_prefix("test result: ") {
+    /// Output of tests is among cargo's lines, so the own kind of line does not count there.
+    fn line(&mut self, lines: Lines, line: &str) {
+        if let (Lines::Cargo, Some(result)) = (lines, line.strip_prefix("test result: ")) {
             let counts = result.split_once(". ").map_or(result, |(_, counts)| counts);
             self.add(&counts.replace("; ", ", "));
-        } else if line.starts_with(|c: char| c.is_ascii_digit()) && line.contains(" passed, ") {
+        } else if lines == Lines::Own
+            && line.starts_with(|c: char| c.is_ascii_digit())
+            && line.contains(" passed, ")
+        {
             self.add(line);
         } else if line.starts_with("skipped  ") {
             self.reasons.push(line.trim_end().to_owned());
@@ -133,15 +150,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_kinds_of_closing_line_count() {
-        let mut tally = Tally::default();
+    fn each_kind_of_closing_line_counts_where_it_belongs() {
         let cargo =
             "test result: ok. 4 passed; 1 failed; 2 ignored; 0 measured; 3 filtered out; finished in 0.01s";
-        for line in [cargo, "5 passed, 0 failed, 1 skipped", "3 of them passed, too", "vm skipped: no qemu"] {
-            tally.line(line);
+        let all = [cargo, "5 passed, 0 failed, 1 skipped", "3 of them passed, too", "vm skipped: no qemu"];
+        for (lines, passed, failed, skipped) in [(Lines::Cargo, 4, 1, 2), (Lines::Own, 5, 0, 1)] {
+            let mut tally = Tally::default();
+            all.iter().for_each(|line| tally.line(lines, line));
+            let reasons = vec!["skipped: no qemu".to_owned()];
+            assert_eq!(tally, Tally { passed, failed, skipped, reasons });
         }
-        let reasons = vec!["skipped: no qemu".to_owned()];
-        assert_eq!(tally, Tally { passed: 9, failed: 1, skipped: 3, reasons });
     }
 
     #[test]
@@ -152,7 +170,7 @@ mod tests {
             let mut tally = Tally::default();
             let mut command = Command::new("sh");
             command.args(["-c", script]);
-            tally.step("step", command).unwrap();
+            tally.step("step", Lines::Own, command).unwrap();
             assert_eq!(tally.failed, failed, "{script}");
         }
     }

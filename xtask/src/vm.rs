@@ -60,7 +60,6 @@ pub(crate) struct Vm {
     cmdline: String,
     modules: Vec<String>,
     leak_module: bool,
-    env: Vec<(String, String)>,
     programs: Vec<String>,
     shares: Vec<(PathBuf, PathBuf)>,
     stream: bool,
@@ -81,7 +80,6 @@ impl Vm {
             cmdline: String::new(),
             modules: Vec::new(),
             leak_module: false,
-            env: Vec::new(),
             programs: Vec::new(),
             shares: Vec::new(),
             stream: false,
@@ -153,13 +151,6 @@ impl Vm {
         self
     }
 
-    /// Sets a variable of the command's environment.
-    #[must_use]
-    pub(crate) fn env(mut self, name: &str, value: &str) -> Vm {
-        self.env.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
     /// Copies a program of this machine (a name in PATH or a path) to the guest's /bin, with its libraries.
     #[must_use]
     pub(crate) fn program(mut self, program: impl Into<String>) -> Vm {
@@ -218,9 +209,6 @@ impl Vm {
         }
         self.settings(&mut root)?;
         let mut script = String::from("#!/bin/sh\n");
-        for (name, value) in &self.env {
-            script += &format!("export {name}={}\n", quoted(value));
-        }
         if self.leak_module {
             root.copy(&self.kernel.leak_module()?, LEAK_MODULE)?;
             script += &format!("export EBBTIDE_LAB_MODULE={LEAK_MODULE}\n");

@@ -2,6 +2,7 @@
 //! case can spoil another. Invariant: a case that cannot run here is reported as skipped, with its reason.
 
 pub(crate) mod fill;
+pub(crate) mod fork;
 mod ledger;
 
 use crate::vm::{Kernel, Output, Release, Vm};
@@ -65,6 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 fn cases(args: &Args) -> Vec<Case> {
     let (memory, fill) = (args.memory, args.fill);
     let mut cases = vec![with_kernel("panic", Release::Bookworm, panic)];
+    cases.push(with_kernel("fork", Release::Bookworm, fork::check));
     for release in Release::ALL {
         cases.push(with_kernel("guest", release, guest));
         cases.push(with_kernel("ledger", release, move |kernel| ledger::check(kernel, memory, fill)));
