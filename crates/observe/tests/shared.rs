@@ -56,7 +56,9 @@ fn exec_memfd(parent: &mut Parent) {
     drop(file);
     parent.ready("");
     if parent.listen().is_some() {
-        panic!("cat: {}", Command::new(format!("/proc/self/fd/{}", held.as_raw_fd())).exec());
+        // busybox, which has one program for all, goes by the name.
+        let mut cat = Command::new(format!("/proc/self/fd/{}", held.as_raw_fd()));
+        panic!("cat: {}", cat.arg0("cat").exec());
     }
 }
 

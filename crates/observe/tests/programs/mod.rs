@@ -3,13 +3,16 @@
 
 use ebbtide_observe::process::Processes;
 use ebbtide_observe::{Process, Root};
-use ebbtide_testkit::Parent;
 use ebbtide_testkit::child::{Program, play as play_one};
+use ebbtide_testkit::{Child, Parent};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 /// A process name that tries to end its own field, begin a line and colour the terminal.
 pub(crate) const HOSTILE_NAME: &str = "a) R 1\n\x1b[31m";
+
+/// A user who may read no process of root's.
+pub(crate) const NOBODY: u32 = 65_534;
 
 const PROGRAMS: &[(&str, Program)] = &[
     ("idle", idle),
@@ -20,6 +23,7 @@ const PROGRAMS: &[(&str, Program)] = &[
     ("read all mappings of", read_all_mappings_of),
     ("count processes", count_processes),
     ("count hidden", count_hidden),
+    ("count hidden as nobody", count_hidden_as_nobody),
     ("three threads", three_threads),
 ];
 
@@ -99,6 +103,12 @@ fn count_processes(parent: &mut Parent) {
     let (rss, pss) = (u8::from(one.rss().0 > 0 && one.status.is_some()), u8::from(one.pss().is_some()));
     parent.ready(format!("{} {} {rss} {pss}", all.all.len(), all.denied));
     parent.listen();
+}
+
+/// [`count_hidden`] with the rights of nobody.
+fn count_hidden_as_nobody(parent: &mut Parent) {
+    let mut command = Child::command("count hidden", &[&parent.args()[0]]);
+    panic!("the same program: {}", command.uid(NOBODY).gid(NOBODY).exec());
 }
 
 /// Says how many processes it sees, how many threads it misses, how many processes are closed to it, and

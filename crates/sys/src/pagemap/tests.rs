@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::*;
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munmap};
 use std::fs::File;
 
 /// Anonymous pages of a test's own, unmapped when dropped.
@@ -16,6 +16,9 @@ impl Pages {
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that is in use.
         let base = unsafe { mmap_anonymous(std::ptr::null_mut(), count * page(), prot, flags) }.unwrap();
+        // A huge page would make neighbours present too; without them in the kernel this is EINVAL.
+        // SAFETY: the advice is about the pages just mapped and changes no content.
+        let _ = unsafe { madvise(base, count * page(), Advice::LinuxNoHugepage) };
         Pages { base: base.cast(), count }
     }
 
