@@ -71,7 +71,10 @@ fn watch(mut trace: LookupTrace, stop: &Interrupts, args: &DentriesArgs) -> anyh
     /// The shortest rest between two readings. A path in memory is soon overwritten or gone with its process:
     /// of a loop of short-lived processes on two busy cores, 90 % of the paths were read in time with 50 us
     /// and real-time priority, 62 % with 50 us and nice -20, 30 % with 500 us.
-    const REST: Duration = Duration::from_micros(50);
+    const SOON: Duration = Duration::from_micros(50);
+    /// Where records hold the paths, a reading has time until the buffers fill.
+    const LATER: Duration = Duration::from_millis(5);
+    let least = if trace.exact_paths() { LATER } else { SOON };
     // Not to be had without CAP_SYS_NICE; then fewer directories are known, and the report says so.
     let _urgent = if trace.exact_paths() { None } else { Urgent::begin().ok() };
     let end = Instant::now() + args.who;
@@ -85,7 +88,7 @@ fn watch(mut trace: LookupTrace, stop: &Interrupts, args: &DentriesArgs) -> anyh
         // Resting for twice as long as it works bounds what tracing takes to a third of a core; behind by
         // more than a round it is bounded to a half.
         let rest = began.elapsed() * if more { 1 } else { 2 };
-        let rest = rest.max(REST).min(left);
+        let rest = rest.max(least).min(left);
         if stop.wait(rest) {
             break;
         }

@@ -158,7 +158,9 @@ fn a_limit_on_the_users_tasks() {
     }
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("role");
-    std::fs::copy(own(), &program).unwrap();
+    // By a process of its own: a file that this one has open for writing may be inherited by another test's
+    // child, and then cannot be run (ETXTBSY).
+    assert!(Command::new("cp").arg(own()).arg(&program).status().unwrap().success());
     std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
     // A user that nobody else is.
     let user = 3_000_000 + std::process::id();

@@ -54,6 +54,8 @@ impl Comm {
 pub(super) enum Event {
     /// A call with a path begins.
     Enter { tid: u32, call: u16, dfd: i32, path: PathAt, may_be_empty: bool },
+    /// The call that `tid` is in has this path: a probe's record, between the other two.
+    Path { tid: u32, path: PathAt },
     /// A call with a path ends, with what it returned.
     Exit { tid: u32, call: u16, ret: i64 },
     /// `tid` made `child`, which is called the same.
@@ -78,6 +80,7 @@ pub(super) enum PathAt {
 #[derive(Debug)]
 enum Kind {
     Enter(Entry),
+    Path { text: Field },
     Exit { call: u16, ret: Field },
     Fork { child: Field, flags: Field, name: Field },
     Exec { path: Field },
@@ -103,7 +106,18 @@ pub(super) struct Catalogue {
     pid: Field,
     /// "syscalls/sys_enter_openat" and so on, to be enabled.
     names: Vec<String>,
-    exact: bool,
+    paths: Paths,
+}
+
+/// How the path of a call is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Paths {
+    /// From the caller's memory.
+    Memory,
+    /// From the record of the call's entry (6.19).
+    Entry,
+    /// From a probe's record.
+    Probe,
 }
 
 impl Catalogue {
@@ -138,7 +152,17 @@ impl Catalogue {
             }
         }
         let pid = found.pid.ok_or(TraceError::NoEvents)?;
-        Ok(Catalogue { header, kinds: found.kinds, pid, names: found.names, exact: found.exact })
+        let paths = if found.exact { Paths::Entry } else { Paths::Memory };
+        Ok(Catalogue { header, kinds: found.kinds, pid, names: found.names, paths })
+    }
+
+    /// Takes in `event`, a probe's, of which `format` describes the records.
+    pub(super) fn add_probe(&mut self, event: &str, format: &Format) {
+        let Some(text) = format.field("path").cloned() else { return };
+        let (kinds, names) = (std::mem::take(&mut self.kinds), std::mem::take(&mut self.names));
+        let mut found = Found { kinds, names, ..Found::default() };
+        found.add(format.id, Some(Kind::Path { text }), event.to_owned());
+        (self.kinds, self.names, self.paths) = (found.kinds, found.names, Paths::Probe);
     }
 
     /// The header of this kernel's sub-buffers.
@@ -151,9 +175,9 @@ impl Catalogue {
         &self.names
     }
 
-    /// True if records carry the path's text: nothing then depends on reading it in time.
-    pub(super) fn exact(&self) -> bool {
-        self.exact
+    /// How paths are known: only from memory depends on reading them in time.
+    pub(super) fn paths(&self) -> Paths {
+        self.paths
     }
 
     /// What `record` tells; texts are appended to `texts`. `None` for any other event's record and for one
@@ -164,6 +188,11 @@ impl Catalogue {
         let tid = self.pid.unsigned(data)? as u32;
         Some(match self.kinds.get(usize::from(id))?.as_ref()? {
             Kind::Enter(entry) => entry.decode(tid, data, texts)?,
+            // Of a path that is no path (an error, or text that is not mapped) the kernel says "(fault)".
+            Kind::Path { text } => match text.text(data)? {
+                b"(fault)" => return None,
+                path => Event::Path { tid, path: keep(path, texts) },
+            },
             Kind::Exit { call, ret } => Event::Exit { tid, call: *call, ret: ret.signed(data)? },
             Kind::Fork { child, flags, name } => Event::Fork {
                 tid,
@@ -296,7 +325,13 @@ pub(super) mod tests {
         found.call(name, &enter, &exit, ["e".to_owned(), "x".to_owned()]);
         let header = Header::parse(HEADER_PAGE.as_bytes()).unwrap();
         let pid = found.pid.unwrap();
-        Catalogue { header, kinds: found.kinds, pid, names: found.names, exact: found.exact }
+        Catalogue {
+            header,
+            kinds: found.kinds,
+            pid,
+            names: found.names,
+            paths: if found.exact { Paths::Entry } else { Paths::Memory },
+        }
     }
 
     fn stat_record(flag: u64) -> Vec<u8> {
@@ -325,14 +360,14 @@ pub(super) mod tests {
         exit[..2].copy_from_slice(&853u16.to_ne_bytes());
         exit[16..24].copy_from_slice(&(-2i64).to_ne_bytes());
         assert_eq!(decode(&exit), Some(Event::Exit { tid: 0, call: 0, ret: -2 }));
-        assert!(!catalogue.exact());
+        assert_eq!(catalogue.paths(), Paths::Memory);
     }
 
     #[test]
     fn a_kernel_that_copies_the_path() {
         let field = "\tfield:__data_loc char[] __filename_val;\toffset:48;\tsize:4;\tsigned:0;\n";
         let catalogue = catalogue("newfstatat", &format!("{NEWFSTATAT}{field}"));
-        assert!(catalogue.exact());
+        assert_eq!(catalogue.paths(), Paths::Entry);
         let decode = |text: &[u8]| {
             let mut record = stat_record(0);
             record.extend_from_slice(&((text.len() as u32 + 1) << 16 | 52).to_ne_bytes());
@@ -349,6 +384,28 @@ pub(super) mod tests {
         assert_eq!(decode(b"/etc/passwd").as_deref(), Some(&b"/etc/passwd"[..]));
         assert_eq!(decode(b"/cut/off..."), None);
         assert_eq!(decode(b""), None);
+    }
+
+    #[test]
+    fn a_probes_record() {
+        let mut catalogue = catalogue("newfstatat", NEWFSTATAT);
+        let format = "ID: 1338\n\tfield:__data_loc char[] path;\toffset:8;\tsize:4;\tsigned:1;\n";
+        catalogue.add_probe("ebb_1_2_0/path", &Format::parse(format.as_bytes()).unwrap());
+        assert_eq!((catalogue.paths(), catalogue.names().len()), (Paths::Probe, 3));
+        let decode = |text: &[u8]| {
+            let mut record = vec![0; 12];
+            record[..2].copy_from_slice(&1338u16.to_ne_bytes());
+            record[8..12].copy_from_slice(&((text.len() as u32 + 1) << 16 | 12).to_ne_bytes());
+            record.extend_from_slice(text);
+            record.push(0);
+            catalogue.decode(&Record { time: 0, data: &record }, &mut Vec::new())
+        };
+        let path = PathAt::Text { start: 0, len: 2 };
+        assert_eq!(decode(b"/x"), Some(Event::Path { tid: 0, path }));
+        assert_eq!(decode(b"(fault)"), None);
+        // The entry is still an event of its own.
+        let entry = catalogue.decode(&Record { time: 0, data: &stat_record(0) }, &mut Vec::new());
+        assert!(matches!(entry, Some(Event::Enter { .. })));
     }
 
     #[test]

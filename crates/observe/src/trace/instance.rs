@@ -12,6 +12,7 @@ use crate::process::Process;
 use crate::{ReadError, Root};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use std::sync::Arc;
 
 const PREFIX: &str = "ebb-";
 
@@ -25,16 +26,18 @@ const BUFFER_KIB: usize = 4 << 10;
 /// An own tracing instance; dropping it removes it.
 #[derive(Debug)]
 pub(super) struct Instance {
-    tracefs: Tracefs,
+    tracefs: Arc<Tracefs>,
     /// Its directory, relative to the tracefs.
     dir: String,
+    /// Which of this process's instances it is.
+    number: u32,
 }
 
 impl Instance {
     /// Removes what killed ebbs left, then makes this process's instance, switched off.
     ///
     /// Errors: [`TraceError::Denied`] without the right to, [`TraceError::Read`] otherwise.
-    pub(super) fn create(root: &Root, tracefs: Tracefs) -> Result<Instance, TraceError> {
+    pub(super) fn create(root: &Root, tracefs: Arc<Tracefs>) -> Result<Instance, TraceError> {
         remove_stale(root, &tracefs);
         let pid = std::process::id();
         let started = start_time(root, pid).unwrap_or_default();
@@ -42,12 +45,17 @@ impl Instance {
         for number in 0..16 {
             let dir = format!("instances/{PREFIX}{pid}-{started}{}", Number(number));
             match tracefs.make_dir(&dir) {
-                Ok(()) => return Ok(Instance { tracefs, dir }),
+                Ok(()) => return Ok(Instance { tracefs, dir, number }),
                 Err(ReadError::Io { errno: Errno::EXIST, .. }) => {}
                 Err(e) => return Err(e.into()),
             }
         }
         Err(TraceError::Busy)
+    }
+
+    /// Which of this process's instances it is, from 0.
+    pub(super) fn number(&self) -> u32 {
+        self.number
     }
 
     /// Sets it up: switched off, one clock for all CPUs, small buffers, this process left out.
@@ -146,7 +154,7 @@ fn lost_of(stats: &[u8]) -> u64 {
 fn remove_stale(root: &Root, tracefs: &Tracefs) {
     for name in tracefs.files().list("instances").unwrap_or_default() {
         let Some((pid, started)) = owner(&name) else { continue };
-        if start_time(root, pid) != Some(started) {
+        if !lives(root, (pid, started)) {
             let _ = tracefs.remove_dir(&format!("instances/{name}"));
         }
     }
@@ -163,9 +171,14 @@ fn owner(name: &str) -> Option<(u32, u64)> {
 
 /// When process `pid` started, in milliseconds since boot; with the pid it names a process for good. `None` if
 /// it is gone.
-fn start_time(root: &Root, pid: u32) -> Option<u64> {
+pub(super) fn start_time(root: &Root, pid: u32) -> Option<u64> {
     let started = Process::open(root, pid).and_then(|process| process.stat()).ok()?.start_time;
     u64::try_from(started.as_millis()).ok()
+}
+
+/// Whether the process that started as `owner` (pid and start time) lives.
+pub(super) fn lives(root: &Root, (pid, started): (u32, u64)) -> bool {
+    start_time(root, pid) == Some(started)
 }
 
 fn decimal(text: &str) -> Option<u64> {

@@ -1,7 +1,7 @@
 //! Who looks up paths, and where: the kernel's system call events, read from a private tracing instance.
 //!
 //! [`LookupTrace`] is armed, reads in rounds for as long as its owner wants, and closes into [`Lookups`]. A
-//! look-up's way: `tracefs` (where it is) - `instance` (own buffers, always removed) - `format` and `event`
+//! look-up's way: `tracefs` (where it is) - `instance` (own buffers, always removed) - `format`, `event` and `probe`
 //! (what records mean on this kernel) - `page` (the ring buffer's bytes) - `stream` (all CPUs in order) -
 //! `tasks` and `resolve` (whose path, which directory) - `accounts` and `directories` (bounded sums) -
 //! `report`.
@@ -18,6 +18,7 @@ mod format;
 mod instance;
 mod names;
 mod page;
+mod probe;
 mod report;
 mod resolve;
 mod stream;
@@ -29,13 +30,15 @@ pub use report::{BeforeAfter, DirectoryLookups, Lookups, MostlyIn, ProcessLookup
 use crate::host::DentryState;
 use crate::{ReadError, Root, Unread};
 use accounts::Accounts;
-use event::{Catalogue, Event, PathAt};
+use event::{Catalogue, Event, PathAt, Paths};
 use instance::Instance;
+use probe::PathProbe;
 use resolve::{Look, Resolver};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::BorrowedFd;
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use stream::{Batch, Stream};
 use tasks::Tasks;
@@ -88,6 +91,8 @@ pub struct LookupTrace {
     // Before the instance, which the kernel does not remove while its pipes are open.
     stream: Stream,
     instance: Instance,
+    // After the instance, which uses it.
+    _probe: Option<PathProbe>,
     catalogue: Catalogue,
     batch: Batch,
     tasks: Tasks,
@@ -102,6 +107,7 @@ pub struct LookupTrace {
 #[derive(Debug)]
 struct Pending {
     call: u16,
+    dfd: i32,
     look: Look,
     may_be_empty: bool,
 }
@@ -115,10 +121,17 @@ impl LookupTrace {
         if !in_initial_pid_namespace(&root) {
             return Err(TraceError::PidNamespace);
         }
-        let tracefs = Tracefs::find(&root)?;
-        let catalogue = Catalogue::discover(&tracefs)?;
-        let instance = Instance::create(&root, tracefs)?;
+        let tracefs = Arc::new(Tracefs::find(&root)?);
+        let instance = Instance::create(&root, tracefs.clone())?;
         instance.configure()?;
+        let mut catalogue = Catalogue::discover(&tracefs)?;
+        let mut probe = None;
+        if catalogue.paths() == Paths::Memory
+            && let Some((made, events)) = PathProbe::make(&root, tracefs, instance.number())
+        {
+            events.iter().for_each(|(event, format)| catalogue.add_probe(event, format));
+            probe = Some(made);
+        }
         for event in catalogue.names() {
             instance.enable(event)?;
         }
@@ -128,6 +141,7 @@ impl LookupTrace {
         Ok(LookupTrace {
             stream,
             instance,
+            _probe: probe,
             catalogue,
             batch: Batch::default(),
             tasks: Tasks::new(root),
@@ -142,7 +156,7 @@ impl LookupTrace {
     /// True if this kernel's records hold the paths; otherwise they are read from the callers' memory, and
     /// whoever calls [`LookupTrace::round`] sooner finds more of them.
     pub fn exact_paths(&self) -> bool {
-        self.catalogue.exact()
+        self.catalogue.paths() != Paths::Memory
     }
 
     /// Waits until look-ups can be read or `also` becomes readable, for `timeout` at most.
@@ -164,15 +178,17 @@ impl LookupTrace {
             match timed.event {
                 Event::Enter { tid, call, dfd, path, may_be_empty } => {
                     let gone = replaced.get(&tid).is_some_and(|&exec| at < exec);
-                    self.enter(
-                        tid,
-                        Pending { call, look: Look::Unknown, may_be_empty },
-                        dfd,
-                        path,
-                        gone,
-                        &batch.texts,
-                    );
+                    // Memory is read only while it is what it was and nothing better will tell.
+                    let readable = match path {
+                        PathAt::Text { .. } => true,
+                        PathAt::Memory(_) => !gone && self.catalogue.paths() != Paths::Probe,
+                    };
+                    self.enter(tid, Pending { call, dfd, look: Look::Unknown, may_be_empty });
+                    if readable {
+                        self.path(tid, path, &batch.texts);
+                    }
                 }
+                Event::Path { tid, path } => self.path(tid, path, &batch.texts),
                 Event::Exit { tid, call, ret } => self.exit(tid, call, ret),
                 Event::Fork { tid, child, thread, name } => {
                     if let Some(missed) = self.tasks.forked(tid, child, thread, name) {
@@ -215,21 +231,23 @@ impl LookupTrace {
         if let Err(e) = &after {
             unread.push(Unread::of("proc/sys/fs/dentry-state", e));
         }
-        let seen =
-            report::Seen { seconds, records: self.stream.records, lost, exact: self.catalogue.exact() };
+        let seen = report::Seen { seconds, records: self.stream.records, lost, exact: self.exact_paths() };
         let dentries = report::BeforeAfter { before: self.before, after: after.ok() };
         Ok(report::sum_up(self.accounts.close(), seen, dentries, unread, top))
     }
 
-    fn enter(&mut self, tid: u32, mut call: Pending, dfd: i32, path: PathAt, gone: bool, texts: &[u8]) {
-        let pid = self.tasks.process_of(tid);
-        if !gone || matches!(path, PathAt::Text { .. }) {
-            call.look = self.resolver.look(&mut self.tasks, (tid, pid), dfd, path, texts);
-        }
+    fn enter(&mut self, tid: u32, call: Pending) {
         if self.pending.len() >= MAX_PENDING {
             self.pending.clear();
         }
         self.pending.insert(tid, call);
+    }
+
+    /// The path of the call that `tid` is in; of a call with two paths the first one counts.
+    fn path(&mut self, tid: u32, path: PathAt, texts: &[u8]) {
+        let Some(pending) = self.pending.get_mut(&tid).filter(|p| p.look == Look::Unknown) else { return };
+        let pid = self.tasks.process_of(tid);
+        pending.look = self.resolver.look(&mut self.tasks, (tid, pid), pending.dfd, path, texts);
     }
 
     fn exit(&mut self, tid: u32, call: u16, ret: i64) {

@@ -118,7 +118,8 @@ impl Batch {
         self.events.sort_by_key(|e| e.time);
         let kept = self.events.partition_point(|e| e.time < until);
         for mut timed in self.events.drain(kept..) {
-            if let Event::Enter { path, .. } | Event::Exec { path, .. } = &mut timed.event
+            if let Event::Enter { path, .. } | Event::Path { path, .. } | Event::Exec { path, .. } =
+                &mut timed.event
                 && let PathAt::Text { start, len } = *path
             {
                 let text = &self.texts[start as usize..][..len as usize];
