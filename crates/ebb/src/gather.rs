@@ -6,15 +6,16 @@ use ebbtide_observe::cgroup::{Hierarchy, Version};
 use ebbtide_observe::fork::ForkSample;
 use ebbtide_observe::host::HostSample;
 use ebbtide_observe::host::bpf::BpfObject;
-use ebbtide_observe::process::{Device, ProcSample, Process, Processes, Target, cow};
+use ebbtide_observe::process::{Device, Name, ProcSample, Process, Processes, Target, cow};
+use ebbtide_observe::shared::SharedMemory;
 use ebbtide_observe::{Bytes, Root};
 use std::collections::HashSet;
 
 /// Closer looks of one kind in one report.
 const LOOKS: usize = 32;
 
-/// A process with less private memory is not worth comparing with its parent.
-const COW_FLOOR: Bytes = Bytes::from_mib(16);
+/// Less than this is not worth a closer look.
+const FLOOR: Bytes = Bytes::from_mib(16);
 
 /// The devices of file systems in RAM.
 pub(crate) fn tmpfs(sample: &HostSample) -> Vec<Device> {
@@ -25,10 +26,13 @@ pub(crate) fn tmpfs(sample: &HostSample) -> Vec<Device> {
     sample.ram_fs.iter().filter_map(|fs| device(&fs.device)).collect()
 }
 
-/// Deleted tmpfs files that are still mapped: the largest such sum of any one process, since the others that map
-/// them map the same files.
-pub(crate) fn deleted_mapped(root: &Root, processes: &Processes, tmpfs: &[Device]) -> Bytes {
-    let suspects = largest(processes, |p| p.counters().map_or(Bytes::ZERO, |c| c.pss_shmem), COW_FLOOR);
+/// Who maps tmpfs files that were deleted, each with its share (PSS) of them.
+pub(crate) fn deleted_mapped(
+    root: &Root,
+    processes: &Processes,
+    tmpfs: &[Device],
+) -> Vec<(u32, Name, Bytes)> {
+    let suspects = largest(processes, |p| p.counters().map_or(Bytes::ZERO, |c| c.pss_shmem), FLOOR);
     let deleted = |p: &ProcSample| {
         let mut sum = Bytes::ZERO;
         let process = Process::open(root, p.pid).ok()?;
@@ -42,9 +46,19 @@ pub(crate) fn deleted_mapped(root: &Root, processes: &Processes, tmpfs: &[Device
                 true
             })
             .ok()?;
-        Some(sum)
+        (sum > Bytes::ZERO).then(|| (p.pid, *p.name(), sum))
     };
-    suspects.into_iter().filter_map(deleted).sum()
+    suspects.into_iter().filter_map(deleted).collect()
+}
+
+/// Shared memory by its objects, looked for only where shmem is not explained by what processes map: it costs half
+/// of what reading all rollups does.
+pub(crate) fn shared(root: &Root, sample: &HostSample, processes: &Processes) -> SharedMemory {
+    let mapped = processes.all.iter().filter_map(|p| p.counters()).map(|c| c.pss_shmem).sum();
+    if sample.meminfo.shmem - mapped < FLOOR {
+        return SharedMemory::default();
+    }
+    SharedMemory::read(root, processes)
 }
 
 /// Living and dying cgroups of the memory controller.
@@ -61,7 +75,7 @@ pub(crate) fn cgroups(root: &Root) -> Cgroups {
 /// BPF maps that no process has open. Descriptors are looked through only where maps take much.
 pub(crate) fn orphan_maps(root: &Root, sample: &HostSample, processes: &Processes) -> Vec<BpfObject> {
     let mut maps: Vec<BpfObject> = sample.bpf.iter().filter(|object| object.is_map).copied().collect();
-    if maps.iter().map(|map| map.bytes).sum::<Bytes>() < COW_FLOOR {
+    if maps.iter().map(|map| map.bytes).sum::<Bytes>() < FLOOR {
         return Vec::new();
     }
     let mut held: HashSet<u64> = HashSet::new();
@@ -86,7 +100,7 @@ pub(crate) fn large_forks(root: &Root, sample: &HostSample, processes: &Processe
     let box_size = sample.meminfo.mem_total + sample.meminfo.swap_total;
     let floor = if strict { sample.meminfo.commit_limit - sample.meminfo.committed_as } else { box_size };
     let private = |p: &ProcSample| p.status.and_then(|s| s.vm).map_or(Bytes::ZERO, |vm| vm.data + vm.stack);
-    let suspects = largest(processes, private, floor.max(COW_FLOOR));
+    let suspects = largest(processes, private, floor.max(FLOOR));
     suspects.iter().filter_map(|p| ForkSample::read(root, &Process::open(root, p.pid).ok()?).ok()).collect()
 }
 
@@ -94,10 +108,10 @@ pub(crate) fn large_forks(root: &Root, sample: &HostSample, processes: &Processe
 pub(crate) fn cow_pairs(root: &Root, processes: &Processes, pid: Option<u32>) -> Vec<CowPair> {
     let private = |p: &ProcSample| p.counters().map_or(Bytes::ZERO, |c| c.private_dirty);
     let mut pairs = Vec::new();
-    for child in largest(processes, private, COW_FLOOR) {
+    for child in largest(processes, private, FLOOR) {
         let Some(parent) = processes.get(child.stat.ppid) else { continue };
         let asked = pid.is_none_or(|pid| pid == child.pid || pid == parent.pid);
-        if !asked || parent.rss() < COW_FLOOR {
+        if !asked || parent.rss() < FLOOR {
             continue;
         }
         pairs.extend(pair(root, parent, child));

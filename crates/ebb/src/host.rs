@@ -18,14 +18,14 @@ pub(crate) fn run(args: &HostArgs) -> anyhow::Result<ExitCode> {
 pub(crate) fn report(root: &Root) -> anyhow::Result<Report> {
     let processes = Processes::read(root)?;
     let sample = HostSample::read(root)?;
-    let shared = SharedMemory::read(root, &processes);
+    let shared = gather::shared(root, &sample, &processes);
     let ledger = ledger::host(&sample, anon(&processes), shmem(&sample, &shared));
     let findings = rules::host(&rules::Host {
         sample: &sample,
         ledger: &ledger,
         processes: &processes.all,
         shared: &shared,
-        deleted_mapped: gather::deleted_mapped(root, &processes, &gather::tmpfs(&sample)),
+        deleted_mapped: &gather::deleted_mapped(root, &processes, &gather::tmpfs(&sample)),
         cgroups: gather::cgroups(root),
         orphan_maps: &gather::orphan_maps(root, &sample, &processes),
         large_forks: &gather::large_forks(root, &sample, &processes),

@@ -25,7 +25,7 @@ use ebbtide_observe::fork::ForkSample;
 use ebbtide_observe::host::HostSample;
 use ebbtide_observe::host::bpf::BpfObject;
 use ebbtide_observe::hsperf::Jvm;
-use ebbtide_observe::process::{Detail, ProcSample};
+use ebbtide_observe::process::{Detail, Name, ProcSample};
 use ebbtide_observe::shared::SharedMemory;
 
 /// What the host's rules look at.
@@ -39,8 +39,8 @@ pub struct Host<'a> {
     pub processes: &'a [ProcSample],
     /// Shared memory by its objects.
     pub shared: &'a SharedMemory,
-    /// tmpfs files that were deleted and that processes with much shared memory still map.
-    pub deleted_mapped: Bytes,
+    /// Who still maps deleted tmpfs files, among the processes with much shared memory: (pid, name, its share).
+    pub deleted_mapped: &'a [(u32, Name, Bytes)],
     /// Cgroups of the memory controller.
     pub cgroups: Cgroups,
     /// BPF maps that no process has open.
@@ -226,7 +226,7 @@ mod testing {
             ledger,
             processes: &[],
             shared,
-            deleted_mapped: Bytes::ZERO,
+            deleted_mapped: &[],
             cgroups: Cgroups::default(),
             orphan_maps: &[],
             large_forks: &[],

@@ -13,7 +13,8 @@ pub(super) fn rule(host: &Host) -> Vec<Finding> {
     let mapped: Bytes = host.processes.iter().filter_map(|p| p.counters()).map(|c| c.pss_shmem).sum();
     let unreadable = host.processes.iter().any(|p| p.counters().is_none());
     let unmapped = mem.shmem - mapped;
-    let bytes = unmapped + host.deleted_mapped;
+    let deleted: Bytes = host.deleted_mapped.iter().map(|(_, _, bytes)| *bytes).sum();
+    let bytes = unmapped + deleted;
     if bytes < worth(mem.mem_total) * 2 {
         return Vec::new();
     }
@@ -24,11 +25,9 @@ pub(super) fn rule(host: &Host) -> Vec<Finding> {
                 "/proc/*/smaps_rollup",
                 format!("sum of Pss_Shmem {mapped}: the part that processes map"),
             );
-    if host.deleted_mapped > Bytes::ZERO {
-        finding = finding.evidence(
-            "/proc/*/smaps",
-            format!("{} in deleted files that are still mapped", host.deleted_mapped),
-        );
+    for (pid, name, share) in host.deleted_mapped.iter().take(3) {
+        let says = format!("{name} (pid {pid}) maps {share} of files that were deleted");
+        finding = finding.evidence(format!("/proc/{pid}/smaps"), says);
     }
     for (text, size) in objects(host).into_iter().take(6) {
         finding = finding.evidence("holds it", format!("{text}: {size}"));
