@@ -255,7 +255,8 @@ mod tests {
     #[test]
     fn a_journal_of_another_boot_only_removes_files() {
         let dir = tempfile::tempdir().unwrap();
-        let (journal, file, value) = (dir.path().join("j"), dir.path().join("file"), dir.path().join("value"));
+        let (journal, file, value) =
+            (dir.path().join("j"), dir.path().join("file"), dir.path().join("value"));
         for (boot, restored) in [("another-boot".to_owned(), "new"), (boot().unwrap(), "old")] {
             fs::create_dir(&journal).unwrap();
             fs::write(&file, "").unwrap();
