@@ -80,7 +80,9 @@ fn process(root: &Root, process: &Process) -> anyhow::Result<Report> {
     let host = HostSample::read(root)?;
     let detail = match Detail::read(process, gather::tmpfs(&host)) {
         Ok(detail) => detail,
-        Err(ReadError::Vanished { .. }) => bail!("process {pid} ended while it was read"),
+        Err(ReadError::Vanished { .. }) => {
+            bail!("process {pid} has ended, or /proc hides it from this user (hidepid=)")
+        }
         Err(error @ ReadError::Denied { .. }) => {
             return Err(error)
                 .context(format!("process {pid} may not be looked into: run ebb as its owner or as root"));

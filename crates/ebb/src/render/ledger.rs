@@ -50,7 +50,7 @@ impl Rows {
         let share = bytes.share_of(self.total);
         let width = if self.page.width >= 80 { 10 } else { 6 };
         let bar = bar(share, width);
-        let blanks = " ".repeat(width - columns(&bar));
+        let blanks = width - columns(&bar);
         let figures =
             format!("  {id:<name$} {:>8} {:>5}", bytes.to_string(), percent(share), name = self.name);
         let room = self.page.width.saturating_sub(columns(&figures) + 2 + width + 2);
@@ -58,7 +58,7 @@ impl Rows {
         let line = match (bar.is_empty(), remark.is_empty()) {
             (true, true) => figures,
             (_, true) => format!("{figures}  {colour}{bar}{colour:#}"),
-            _ => format!("{figures}  {colour}{bar}{colour:#}{blanks}  {FAINT}{remark}{FAINT:#}"),
+            _ => format!("{figures}  {colour}{bar}{colour:#}{:blanks$}  {FAINT}{remark}{FAINT:#}", ""),
         };
         out.push_str(&line);
         out.push('\n');

@@ -1,7 +1,7 @@
 //! Places where not everything is as usual: little rights, hidden processes, pipes, narrow and broken outputs.
 
 use crate::programs::hex;
-use crate::{Ran, assert_harmless, ebb, in_order, run, skipped, sums};
+use crate::{Ran, assert_harmless, ebb, in_order, run, skipped};
 use ebbtide_testkit::Child;
 use ebbtide_testkit::child::{installed, is_root};
 use std::fs::{File, Permissions};
@@ -49,7 +49,6 @@ fn an_ordinary_user_sees_less_and_is_told() {
     let unread = report["unread"].as_array().unwrap();
     let pss = unread.iter().find(|u| u["what"].as_str().unwrap().starts_with("PSS of "));
     assert!(pss.unwrap()["why"].as_str().unwrap().contains("run as root"), "{report:#}");
-    sums(&report["ledger"]);
 
     let list = copied.as_nobody(&["ps", "ebb-roots", "--json"]).json("ps");
     let own = list["processes"].as_array().unwrap().iter().find(|p| p["pid"] == roots.pid()).unwrap();
@@ -124,20 +123,22 @@ fn texts(pid: &str) -> Vec<Vec<&str>> {
 fn no_line_is_wider_than_it_may_be() {
     let child = Child::start("named", &[&hex("日本語 ebb")]);
     let pid = child.pid().to_string();
-    let asked =
-        [("60", 60), ("80", 80), ("100", 100), ("20", 60), ("400", 100), ("0", 60), ("wide", 100), ("", 100)];
-    for (columns, width) in asked {
+    for width in [60, 80, 100] {
         for arguments in texts(&pid) {
-            let ran = run(ebb(&arguments).env("COLUMNS", columns));
-            assert!(ran.code < 2 && ran.err.is_empty(), "{ran:?}");
-            assert_harmless(&ran.out);
-            for line in ran.out.lines() {
-                assert!(
-                    line.width() <= width || is_command(line, &arguments),
-                    "{columns} {arguments:?}: {line}"
-                );
-            }
+            assert_fits(&arguments, &width.to_string(), width);
         }
+    }
+    for (columns, width) in [("20", 60), ("400", 100), ("0", 60), ("wide", 100), ("-1", 100), ("", 100)] {
+        assert_fits(&["ps"], columns, width);
+    }
+}
+
+fn assert_fits(arguments: &[&str], columns: &str, width: usize) {
+    let ran = run(ebb(arguments).env("COLUMNS", columns));
+    assert!(ran.code < 2 && ran.err.is_empty(), "{ran:?}");
+    assert_harmless(&ran.out);
+    for line in ran.out.lines() {
+        assert!(line.width() <= width || is_command(line, arguments), "{columns} {arguments:?}: {line}");
     }
 }
 
@@ -156,13 +157,32 @@ fn colours_are_for_terminals() {
         let refused = run(ebb(&arguments).env("NO_COLOR", "1").env("TERM", "xterm-256color"));
         assert!(!piped.out.contains('\x1b') && !refused.out.contains('\x1b'), "{arguments:?}");
     }
-    // As on a terminal: then there are some, and they all end.
-    let forced = run(ebb(&[]).env("CLICOLOR_FORCE", "1").env("TERM", "xterm-256color"));
-    assert!(forced.out.contains("\x1b["), "{forced:?}");
-    let last = forced.out.rfind("\x1b[").unwrap();
-    assert!(forced.out[last..].starts_with("\x1b[0m"), "{forced:?}");
+    // Even where they are asked for, JSON has none.
     let json = run(ebb(&["--json"]).env("CLICOLOR_FORCE", "1"));
     assert!(!json.out.contains('\x1b'));
+}
+
+#[test]
+fn a_terminal_gets_colours_and_a_progress_bar() {
+    if !installed("script") {
+        return skipped("script(1) makes the terminal");
+    }
+    let child = Child::start("named", &[&hex("ebb-shown")]);
+    let typed = format!("exec {} explain {} --for 1s", env!("CARGO_BIN_EXE_ebb"), child.pid());
+    let on_terminal = |no_color: bool| {
+        let mut command = in_order(Command::new("script"), &["-qec", &typed, "/dev/null"]);
+        command.env("TERM", "xterm-256color");
+        run(if no_color { command.env("NO_COLOR", "1") } else { &mut command })
+    };
+    let shown = on_terminal(false);
+    assert!(shown.code < 2 && shown.out.contains("watching"), "{shown:?}");
+    let report = &shown.out[shown.out.rfind("ebb-shown").unwrap() - 4..];
+    assert!(report.starts_with("\x1b[1m"), "{report:?}");
+    // Every colour ends.
+    assert!(report[report.rfind("\x1b[").unwrap()..].starts_with("\x1b[0m"), "{report:?}");
+    let plain = on_terminal(true);
+    let report = &plain.out[plain.out.rfind("ebb-shown").unwrap()..];
+    assert!(!report.contains("\x1b["), "{report:?}");
 }
 
 #[test]
