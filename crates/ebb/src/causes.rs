@@ -1,7 +1,7 @@
 //! `ebb causes [ID]`: the pages of crates/explain/causes, like a compiler's `--explain`.
 
 use crate::cli::CausesArgs;
-use crate::render::{self, CAUSE, HEADING};
+use crate::render::{self, CAUSE, COMMAND, HEADING, Page};
 use ebbtide_explain::Cause;
 use serde::Serialize;
 use std::process::ExitCode;
@@ -29,11 +29,8 @@ pub(crate) fn run(args: &CausesArgs) -> anyhow::Result<ExitCode> {
         render::print_json(&Json { schema_version: 1, causes })?;
         return Ok(ExitCode::SUCCESS);
     }
-    let text = match chosen {
-        Some(cause) => page(cause.page()),
-        None => list(),
-    };
-    render::print(&text)?;
+    let page = Page::of_stdout();
+    render::print(&chosen.map_or_else(|| list(page), |cause| text(page, cause.page())))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -51,29 +48,36 @@ fn find(id: &str) -> anyhow::Result<Cause> {
     })
 }
 
-fn list() -> String {
+fn list(page: Page) -> String {
     let width = Cause::ALL.iter().map(|cause| cause.id().len()).max().unwrap_or(0);
     let mut out = String::new();
     for cause in Cause::ALL {
-        out.push_str(&format!("{CAUSE}{:width$}{CAUSE:#}  {}\n", cause.id(), cause.line()));
+        let id = format!("{CAUSE}{cause}{CAUSE:#}");
+        render::labelled(&mut out, page, 0, width + 1, id, cause.line());
     }
     out
 }
 
-/// Markdown as it is, with its headings in bold.
-fn page(markdown: &str) -> String {
+/// A page's Markdown: headings in bold, paragraphs laid out for the page, indented commands as they are.
+fn text(page: Page, markdown: &str) -> String {
     let mut out = String::new();
-    for line in markdown.lines() {
-        match line.trim_start_matches('#') {
-            title if title.len() < line.len() => {
-                out.push_str(&format!("{HEADING}{}{HEADING:#}\n", title.trim_start()))
+    let mut paragraph = String::new();
+    for line in markdown.lines().chain([""]) {
+        let title = line.trim_start_matches('#');
+        let apart = title.is_empty() || title.len() < line.len() || line.starts_with("    ");
+        if (apart || line.starts_with("https:")) && !paragraph.is_empty() {
+            render::wrap(&mut out, page, 0, 0, &std::mem::take(&mut paragraph));
+        }
+        match apart {
+            false => paragraph.extend([line, " "]),
+            true if title.len() < line.len() => {
+                render::wrap(&mut out, page, 0, 2, &format!("{HEADING}{}{HEADING:#}", title.trim_start()))
             }
-            _ => {
-                out.push_str(line);
-                out.push('\n');
-            }
+            true => out.push_str(&format!("{COMMAND}{line}{COMMAND:#}\n")),
         }
     }
+    out.truncate(out.trim_end().len());
+    out.push('\n');
     out
 }
 
@@ -86,5 +90,21 @@ mod tests {
         assert_eq!(find("Slab_Reclaimable").unwrap(), Cause::SlabReclaimable);
         let error = find("slab").unwrap_err().to_string();
         assert!(error.contains("slab-reclaimable"), "{error}");
+    }
+
+    #[test]
+    fn pages_keep_their_words_and_commands_at_every_width() {
+        for (cause, width) in Cause::ALL.iter().flat_map(|cause| [(cause, 60), (cause, 100)]) {
+            let shown = anstream::adapter::strip_str(&text(Page { width }, cause.page())).to_string();
+            let words = |text: &str| text.replace('#', "").split_whitespace().collect::<String>();
+            assert_eq!(words(&shown), words(cause.page()));
+            let commands = |text: &str| {
+                let lines = text.lines().filter(|line| line.starts_with("    "));
+                lines.map(str::to_owned).collect::<Vec<_>>()
+            };
+            assert_eq!(commands(&shown), commands(cause.page()));
+            let prose = shown.lines().filter(|line| !line.starts_with("    "));
+            assert!(prose.into_iter().all(|line| line.len() <= width || !line.contains(' ')), "{shown}");
+        }
     }
 }

@@ -16,6 +16,7 @@ use ebbtide_sys::schedule::Urgent;
 use rustix::fd::AsFd;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -54,7 +55,11 @@ pub(crate) fn run(args: &DentriesArgs) -> anyhow::Result<ExitCode> {
     let cpu_before = cpu_time();
     let trace = LookupTrace::arm().map_err(|e| refused(&e))?;
     // Tests and scripts take this line for "from now on every look-up counts".
-    eprintln!("Tracing path look-ups for {:?}; Ctrl-C shows what was seen so far.", args.who);
+    let _ = writeln!(
+        std::io::stderr(),
+        "Tracing path look-ups for {:?}; Ctrl-C shows what was seen so far.",
+        args.who
+    );
     let mut lookups = watch(trace, &stop, args).context("the trace broke off")?;
     let cpu = cpu_time().saturating_sub(cpu_before);
     lookups.processes.truncate(args.top.into());

@@ -22,8 +22,17 @@ pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         }
         (Some(target), None) => {
             let process = Process::open(&root, pid(&root, target)?).map_err(|e| no_such(target, e))?;
-            let growth = args.time.map(|time| watch::process(&process, time)).transpose()?;
-            self::process(&root, &process)?.with_growth(growth)
+            // First of all: what cannot be explained is not watched for an hour either.
+            let before = self::process(&root, &process)?;
+            match args.time {
+                None => before,
+                Some(time) => {
+                    let growth = watch::process(&process, time)?;
+                    let after =
+                        self::process(&root, &process).unwrap_or_else(|e| before.of_the_beginning(&e));
+                    after.with_growth(Some(growth))
+                }
+            }
         }
         (None, None) if args.host => {
             let growth = args.time.map(|time| watch::host(&root, time)).transpose()?;
@@ -71,7 +80,9 @@ fn process(root: &Root, process: &Process) -> anyhow::Result<Report> {
     let host = HostSample::read(root)?;
     let detail = match Detail::read(process, gather::tmpfs(&host)) {
         Ok(detail) => detail,
-        Err(ReadError::Vanished { .. }) => bail!("process {pid} ended while it was read"),
+        Err(ReadError::Vanished { .. }) => {
+            bail!("process {pid} has ended, or /proc hides it from this user (hidepid=)")
+        }
         Err(error @ ReadError::Denied { .. }) => {
             return Err(error)
                 .context(format!("process {pid} may not be looked into: run ebb as its owner or as root"));

@@ -20,6 +20,7 @@ mod watch;
 
 use clap::Parser;
 use cli::{Cli, Verb};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Exit status of an error; clap uses the same one for arguments that make no sense.
@@ -32,7 +33,8 @@ fn main() -> ExitCode {
         Err(error) => {
             let bad = render::BAD;
             let text = format!("{error:#}");
-            anstream::eprintln!("{bad}ebb:{bad:#} {}", escape::escape(&text));
+            // Where even this cannot be written, the exit status still says it.
+            let _ = writeln!(anstream::stderr(), "{bad}ebb:{bad:#} {}", escape::escape(&text));
             ExitCode::from(ERROR)
         }
     }

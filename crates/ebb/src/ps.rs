@@ -123,10 +123,11 @@ fn text(args: &PsArgs, page: Page, chosen: &[&ProcSample], processes: &Processes
     let mut out = String::new();
     table.render(&mut out, page);
     if args.top.is_none() && args.name.is_none() {
-        out.push_str(&sums(&rows));
+        out.push('\n');
+        render::wrap(&mut out, page, 0, 0, &sums(&rows));
     }
     if rows.iter().any(|row| row.estimated) {
-        out.push_str("~ estimated from status: smaps_rollup may not be read\n");
+        render::wrap(&mut out, page, 0, 2, "~ estimated from status: smaps_rollup may not be read");
     }
     render::unread(&mut out, page, &processes.unread());
     out
@@ -135,8 +136,9 @@ fn text(args: &PsArgs, page: Page, chosen: &[&ProcSample], processes: &Processes
 fn sums(rows: &[Row]) -> String {
     let sum = |of: fn(&Row) -> Bytes| -> Bytes { rows.iter().map(of).sum() };
     let (pss, rss) = (sum(|row| row.pss_bytes), sum(|row| row.rss_bytes));
-    format!(
-        "\n{} processes hold {pss} (PSS). Their RSS sums to {rss}: shared pages counted again and again.\n",
-        rows.len()
-    )
+    let shared = format!("Their RSS sums to {rss}: shared pages counted again and again.");
+    match rows.len() {
+        1 => format!("1 process holds {pss} (PSS)."),
+        n => format!("{n} processes hold {pss} (PSS). {shared}"),
+    }
 }

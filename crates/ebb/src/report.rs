@@ -1,5 +1,9 @@
 //! What the host report and `explain` end in: one shape for host, process and cgroup, as text and as JSON.
 
+#[cfg(test)]
+mod golden;
+
+use crate::escape::escape;
 use crate::render::{self, FAINT, HEADING, Page};
 use ebbtide_explain::growth::Growth;
 use ebbtide_explain::{Finding, Ledger};
@@ -67,6 +71,12 @@ impl Report {
         }
     }
 
+    /// The report of a watch that its target did not outlive.
+    pub(crate) fn of_the_beginning(mut self, error: &anyhow::Error) -> Report {
+        self.unread.push(Unread { what: "the end of the watch".to_owned(), why: format!("{error:#}") });
+        self
+    }
+
     /// The same report with what was seen over time; its findings come first, and an earlier one of the same
     /// cause gives way.
     pub(crate) fn with_growth(mut self, growth: Option<(Growth, Vec<Finding>)>) -> Report {
@@ -90,13 +100,9 @@ impl Report {
     }
 
     fn text(&self, page: Page, all: bool) -> String {
-        let escape = crate::escape::escape;
-        let mut out = format!("{HEADING}{}{HEADING:#}", escape(&self.target.name));
-        out.push_str(&format!("  {} {}", self.ledger.total, self.target.total));
-        if let Some(kernel) = &self.target.kernel {
-            out.push_str(&format!(", Linux {}", escape(kernel)));
-        }
-        out.push_str("\n\n");
+        let mut out = String::new();
+        self.head(&mut out, page);
+        out.push('\n');
         render::ledger(&mut out, page, &self.ledger, all);
         self.beside(&mut out, page);
         if let Some(growth) = &self.growth {
@@ -107,6 +113,21 @@ impl Report {
         out
     }
 
+    /// The target's name and total, on two lines where the name is long.
+    fn head(&self, out: &mut String, page: Page) {
+        let name = escape(&self.target.name);
+        let mut total = format!("{} {}", self.ledger.total, self.target.total);
+        if let Some(kernel) = &self.target.kernel {
+            total.push_str(&format!(", Linux {}", escape(kernel)));
+        }
+        if render::columns(&name) + 2 + render::columns(&total) <= page.width {
+            out.push_str(&format!("{HEADING}{name}{HEADING:#}  {total}\n"));
+        } else {
+            render::wrap(out, page, 0, 0, &format!("{HEADING}{name}{HEADING:#}"));
+            render::wrap(out, page, 2, 2, &total);
+        }
+    }
+
     fn beside(&self, out: &mut String, page: Page) {
         let shown = self.beside.0.iter().filter(|(_, bytes, _)| *bytes > Bytes::ZERO);
         let mut lines = shown.peekable();
@@ -115,9 +136,8 @@ impl Report {
         }
         out.push('\n');
         for (name, bytes, remark) in lines {
-            let name = name.replace('_', " ");
-            let remark = render::cut(remark, page.width.saturating_sub(32));
-            out.push_str(&format!("  {name:<14} {:>10}  {FAINT}{remark}{FAINT:#}\n", bytes.to_string()));
+            let figure = format!("{:<12} {:>8}", name.replace('_', " "), bytes.to_string());
+            render::labelled(out, page, 2, 22, figure, &format!("{FAINT}{remark}{FAINT:#}"));
         }
     }
 }

@@ -72,10 +72,19 @@ impl Unread {
         let why = match error {
             ReadError::Vanished { .. } => "the process ended while it was read".to_owned(),
             ReadError::Missing { .. } => "this kernel or configuration does not have it".to_owned(),
-            ReadError::Denied { .. } => "permission denied; run as root to read it".to_owned(),
+            ReadError::Denied { .. } => unless_root("permission denied"),
             ReadError::Io { errno, .. } => errno.to_string(),
             ReadError::Malformed { what, .. } => (*what).to_owned(),
         };
         Unread { what: what.into(), why }
+    }
+}
+
+/// `why` something was refused, and what would help: root, but where root is what was refused.
+pub(crate) fn unless_root(why: &str) -> String {
+    if rustix::process::geteuid().is_root() {
+        format!("{why}, even to root (a sandbox or security module)")
+    } else {
+        format!("{why}; run as root to read it")
     }
 }

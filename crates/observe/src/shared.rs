@@ -7,6 +7,7 @@
 //! mapped. What only sits in a socket's queue (SCM_RIGHTS) or in a process whose descriptors may not be read
 //! is not found.
 
+use crate::error::unless_root;
 use crate::process::all::share_out;
 use crate::process::fds::FdWalk;
 use crate::process::{Device, FdInfo, Mapping, Name, Pid, ProcSample, Processes, Target};
@@ -139,10 +140,9 @@ impl SharedMemory {
             Err(error) => memory.unread.push(Unread::of("/proc/sysvipc/shm", &error)),
         }
         if memory.denied > 0 {
-            let what = format!("open files of {} processes", memory.denied);
-            memory
-                .unread
-                .push(Unread { what, why: "permission denied; run as root to read them".to_owned() });
+            let processes = if memory.denied == 1 { "process" } else { "processes" };
+            let what = format!("open files of {} {processes}", memory.denied);
+            memory.unread.push(Unread { what, why: unless_root("permission denied") });
         }
         memory
     }

@@ -1,21 +1,22 @@
 //! What `ebb fork` prints for people: yes or no, why, and what it would cost.
 
 use super::{Cow, Report};
-use crate::render::{BAD, FAINT, GOOD, Page, unread, wrap};
+use crate::render::{BAD, FAINT, GOOD, Page, labelled, unread, wrap};
 use ebbtide_observe::Bytes;
 
 /// The report.
 pub(super) fn report(page: Page, report: &Report) -> String {
     let mut out = String::new();
     let who = format!("{} (pid {})", report.name, report.pid);
-    match (report.would_succeed, report.errno) {
-        (Some(true), _) => out.push_str(&format!("{GOOD}fork() of {who} would succeed.{GOOD:#}\n")),
+    let answer = match (report.would_succeed, report.errno) {
+        (Some(true), _) => format!("{GOOD}fork() of {who} would succeed.{GOOD:#}"),
         (Some(false), errno) => {
             let errno = errno.unwrap_or("an error");
-            out.push_str(&format!("{BAD}fork() of {who} would fail with {errno}.{BAD:#}\n"));
+            format!("{BAD}fork() of {who} would fail with {errno}.{BAD:#}")
         }
-        (None, _) => out.push_str(&format!("Whether fork() of {who} would succeed cannot be told.\n")),
-    }
+        (None, _) => format!("Whether fork() of {who} would succeed cannot be told."),
+    };
+    wrap(&mut out, page, 0, 0, &answer);
     let mut reason = report.reason.clone();
     reason.push('.');
     if let Some(first) = reason.get_mut(..1) {
@@ -24,9 +25,7 @@ pub(super) fn report(page: Page, report: &Report) -> String {
     wrap(&mut out, page, 0, 0, &reason);
     out.push('\n');
     for (label, text) in lines(report) {
-        let mut block = String::new();
-        wrap(&mut block, page, 16, 16, &text);
-        out.push_str(&format!("  {FAINT}{label:<13}{FAINT:#} {}", block.trim_start()));
+        labelled(&mut out, page, 2, 13, format!("{FAINT}{label}{FAINT:#}"), &text);
     }
     unread(&mut out, page, &report.unread);
     out

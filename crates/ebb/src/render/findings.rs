@@ -1,8 +1,8 @@
 //! Findings for people: the answer first, then what it rests on, what it is not, and what to type next.
 
-use super::{CAUSE, COMMAND, FAINT, GOOD, Page, heading, wrap};
+use super::{CAUSE, COMMAND, FAINT, GOOD, Page, columns, heading, labelled, wrap};
 use crate::escape::escape;
-use ebbtide_explain::Finding;
+use ebbtide_explain::{Finding, Lever};
 use ebbtide_observe::Bytes;
 
 /// Evidence shown of each finding after the first, unless all is asked for.
@@ -31,36 +31,34 @@ fn one(out: &mut String, page: Page, number: usize, finding: &Finding, all: bool
     } else {
         String::new()
     };
-    let bytes = if finding.bytes > Bytes::ZERO { format!("  {}", finding.bytes) } else { String::new() };
-    out.push_str(&format!("{number:>3} {CAUSE}{}{CAUSE:#}{bytes}{sure}{back}\n", finding.cause));
+    let bytes = if finding.bytes > Bytes::ZERO { format!(": {}", finding.bytes) } else { String::new() };
+    let head = format!("{CAUSE}{}{CAUSE:#}{bytes}{sure}{back}", finding.cause);
+    labelled(out, page, 0, 3, format!("{number:>3}"), &head);
     wrap(out, page, 4, 4, &escape(&finding.summary));
     let shown = if all { finding.evidence.len() } else { EVIDENCE };
     for item in finding.evidence.iter().take(shown) {
-        labelled(out, page, "seen", &format!("{}: {}", escape(&item.source), escape(&item.says)));
+        let says = format!("{}: {}", escape(&item.source), escape(&item.says));
+        labelled(out, page, 6, 4, format!("{FAINT}seen{FAINT:#}"), &says);
     }
     for item in finding.not.iter().take(if all { usize::MAX } else { 1 }) {
-        labelled(out, page, "not", &format!("{}: {}", item.cause, escape(&item.because)));
+        let says = format!("{}: {}", item.cause, escape(&item.because));
+        labelled(out, page, 6, 4, format!("{FAINT}not{FAINT:#}"), &says);
     }
     for lever in &finding.levers {
-        let risk = if lever.risk.is_empty() {
-            String::new()
-        } else {
-            format!("  {FAINT}({}){FAINT:#}", escape(&lever.risk))
-        };
-        out.push_str(&format!("      {COMMAND}{}{COMMAND:#}", escape(&lever.command)));
-        if super::columns(&lever.command) + super::columns(&lever.risk) + 10 <= page.width {
-            out.push_str(&risk);
-            out.push('\n');
-        } else {
-            out.push('\n');
-            wrap(out, page, 8, 8, &escape(&lever.risk));
-        }
+        one_lever(out, page, lever);
     }
 }
 
-fn labelled(out: &mut String, page: Page, label: &str, text: &str) {
-    let mut block = String::new();
-    wrap(&mut block, page, 11, 11, text);
-    let body = block.trim_start();
-    out.push_str(&format!("      {FAINT}{label:<4}{FAINT:#} {body}"));
+/// The command on a line of its own, whole; its risk beside it where that fits.
+fn one_lever(out: &mut String, page: Page, lever: &Lever) {
+    let (command, risk) = (escape(&lever.command), escape(&lever.risk));
+    out.push_str(&format!("      {COMMAND}{command}{COMMAND:#}"));
+    if risk.is_empty() {
+        out.push('\n');
+    } else if 6 + columns(&command) + 2 + columns(&risk) + 2 <= page.width {
+        out.push_str(&format!("  {FAINT}({risk}){FAINT:#}\n"));
+    } else {
+        out.push('\n');
+        wrap(out, page, 8, 8, &format!("{FAINT}{risk}{FAINT:#}"));
+    }
 }

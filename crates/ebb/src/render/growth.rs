@@ -1,25 +1,38 @@
-//! Growth for people: one line for each counter that did something, what it did and what that means.
+//! Growth for people: what each counter did that did something, and what that means.
 
-use super::{FAINT, Page, cut, heading};
-use ebbtide_explain::Verdict;
-use ebbtide_explain::growth::Growth;
+use super::{FAINT, Page, heading, labelled, wrap};
+use ebbtide_explain::growth::{Growth, Judged};
+use ebbtide_explain::trend::{Undecided, Verdict};
 
-/// Appends what `growth` saw; counters that stayed level are one line, unless all are asked for.
+/// Appends what `growth` saw; counters that stayed level are one line, unless all are asked for, and so are
+/// those of a watch too short for any verdict.
 pub(crate) fn growth(out: &mut String, page: Page, growth: &Growth, all: bool) {
-    heading(out, &format!("Over {:.0} s, {} samples", growth.span.as_secs_f64(), growth.samples));
-    let level = |verdict: &Verdict| matches!(verdict, Verdict::Flat { .. });
-    let (still, moved): (Vec<_>, Vec<_>) = growth.counters.iter().partition(|c| !all && level(&c.verdict));
+    let samples = if growth.samples == 1 { "sample" } else { "samples" };
+    heading(out, &format!("Over {:.0} s, {} {samples}", growth.span.as_secs_f64(), growth.samples));
+    let (short, judged): (Vec<&Judged>, Vec<&Judged>) = growth.counters.iter().partition(|c| too_short(c));
+    let (still, moved): (Vec<&Judged>, Vec<&Judged>) = judged.into_iter().partition(|c| !all && is_level(c));
     let width = moved.iter().map(|c| c.id.len()).max().unwrap_or(0);
     for counter in moved {
-        let says = format!("  {:<width$}  {}", counter.id, counter.verdict);
-        out.push_str(&cut(&says, page.width));
-        out.push('\n');
-        if !counter.remark.is_empty() && !level(&counter.verdict) {
-            out.push_str(&format!("  {:<width$}  {FAINT}{}{FAINT:#}\n", "", counter.remark));
+        labelled(out, page, 2, width + 1, counter.id, &counter.verdict.to_string());
+        if !counter.remark.is_empty() && !is_level(counter) {
+            labelled(out, page, 2, width + 1, "", &format!("{FAINT}{}{FAINT:#}", counter.remark));
         }
     }
     if !still.is_empty() {
         let names: Vec<&str> = still.iter().map(|c| c.id).collect();
-        super::wrap(out, page, 2, 4, &format!("level: {}", names.join(", ")));
+        wrap(out, page, 2, 4, &format!("level: {}", names.join(", ")));
     }
+    if let Some(first) = short.first() {
+        wrap(out, page, 2, 4, &first.verdict.to_string());
+    }
+}
+
+fn is_level(counter: &Judged) -> bool {
+    matches!(counter.verdict, Verdict::Flat { .. })
+}
+
+/// Whether nothing can be said because the watch was too short, which is so for every counter then.
+fn too_short(counter: &Judged) -> bool {
+    use Undecided::{TooFew, TooShort};
+    matches!(counter.verdict, Verdict::Undecided(TooFew { .. } | TooShort { .. }))
 }

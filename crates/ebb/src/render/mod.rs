@@ -3,7 +3,7 @@
 //!
 //! Invariants: everything is written into a buffer and goes out in one piece, so a closed pipe ends `ebb`
 //! quietly; every foreign name passes through [`crate::escape`]; no line is wider than the terminal, whose
-//! width is at least [`NARROWEST`].
+//! width is at least [`NARROWEST`], but for a command's: broken by a newline it could not be copied.
 
 mod findings;
 mod growth;
@@ -13,11 +13,12 @@ mod table;
 
 pub(crate) use findings::findings;
 pub(crate) use growth::growth;
-pub(crate) use ledger::ledger;
+pub(crate) use ledger::{ledger, percent};
 pub(crate) use style::*;
 pub(crate) use table::{Align, Table};
 
 use ebbtide_observe::Unread;
+use std::fmt::Display;
 use std::io::Write;
 
 /// Narrower terminals wrap.
@@ -34,7 +35,7 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    /// The terminal's width; 80 columns in a pipe; COLUMNS overrides both.
+    /// The terminal's width, that of a pager behind a pipe included; 80 without one. COLUMNS overrides it.
     pub(crate) fn of_stdout() -> Page {
         let set = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
         let seen = || terminal_size::terminal_size().map(|(columns, _)| usize::from(columns.0));
@@ -76,30 +77,69 @@ pub(crate) fn heading(out: &mut String, text: &str) {
 }
 
 /// `text` in lines that fit, the first indented by `first`, the others by `rest`. A word that is too long for
-/// a line stands alone on one.
+/// a line is broken where the line ends.
 pub(crate) fn wrap(out: &mut String, page: Page, first: usize, rest: usize, text: &str) {
-    let mut line = " ".repeat(first);
+    let mut used = first;
     let mut empty = true;
+    out.push_str(&" ".repeat(first));
     for word in text.split_whitespace() {
-        if !empty && columns(&line) + 1 + columns(word) > page.width {
-            out.push_str(line.trim_end());
-            out.push('\n');
-            line = " ".repeat(rest);
-            empty = true;
+        let width = columns(word);
+        if !empty && used + 1 + width > page.width {
+            new_line(out, rest, &mut used);
+        } else if !empty {
+            out.push(' ');
+            used += 1;
         }
-        if !empty {
-            line.push(' ');
-        }
-        line.push_str(word);
         empty = false;
+        if used + width <= page.width {
+            out.push_str(word);
+            used += width;
+            continue;
+        }
+        let mut style = false;
+        for c in word.chars() {
+            // A style is an escape up to its 'm'; no name brings one along.
+            style |= c == '\x1b';
+            let width = if style { 0 } else { unicode_width::UnicodeWidthChar::width(c).unwrap_or(0) };
+            style &= c != 'm';
+            if used + width > page.width {
+                new_line(out, rest, &mut used);
+            }
+            out.push(c);
+            used += width;
+        }
     }
-    out.push_str(line.trim_end());
     out.push('\n');
 }
 
-/// Columns `text` takes on a terminal.
+fn new_line(out: &mut String, indent: usize, used: &mut usize) {
+    out.push('\n');
+    out.push_str(&" ".repeat(indent));
+    *used = indent;
+}
+
+/// `text` beside a label that takes `width` columns after `indent`; further lines stand below the first.
+pub(crate) fn labelled(
+    out: &mut String,
+    page: Page,
+    indent: usize,
+    width: usize,
+    label: impl Display,
+    text: &str,
+) {
+    let at = indent + width + 1;
+    let mut block = String::new();
+    wrap(&mut block, page, at, at, text);
+    let label = label.to_string();
+    let blanks = " ".repeat((width + 1).saturating_sub(columns(&label)));
+    let body = block.get(at..).unwrap_or_default();
+    out.push_str(format!("{:indent$}{label}{blanks}{body}", "").trim_end());
+    out.push('\n');
+}
+
+/// Columns `text` takes on a terminal, where styles take none.
 pub(crate) fn columns(text: &str) -> usize {
-    unicode_width::UnicodeWidthStr::width(text)
+    anstream::adapter::strip_str(text).map(unicode_width::UnicodeWidthStr::width).sum()
 }
 
 /// `text` cut to `width` columns, with an ellipsis where something is missing.
@@ -121,6 +161,17 @@ pub(crate) fn cut(text: &str, width: usize) -> String {
     out
 }
 
+/// `text` cut between two words, if one fits.
+pub(crate) fn cut_words(text: &str, width: usize) -> String {
+    let mut short = cut(text, width);
+    if short != text
+        && let Some(at) = short.rfind(' ')
+    {
+        short.replace_range(at.., " …");
+    }
+    short
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,7 +180,21 @@ mod tests {
     fn wraps_within_the_page() {
         let mut out = String::new();
         wrap(&mut out, Page { width: 20 }, 2, 4, "one two three four five averyveryverylongwordindeed end");
-        assert_eq!(out, "  one two three four\n    five\n    averyveryverylongwordindeed\n    end\n");
+        assert_eq!(out, "  one two three four\n    five\n    averyveryverylon\n    gwordindeed end\n");
+        let mut out = String::new();
+        wrap(&mut out, Page { width: 20 }, 0, 0, &format!("{FAINT}ten columns{FAINT:#} and nine"));
+        wrap(&mut out, Page { width: 4 }, 0, 0, &format!("{FAINT}eight..8{FAINT:#}"));
+        assert_eq!(anstream::adapter::strip_str(&out).to_string(), "ten columns and nine\neigh\nt..8\n");
+    }
+
+    #[test]
+    fn labels_stand_in_a_column() {
+        let mut out = String::new();
+        labelled(&mut out, Page { width: 20 }, 2, 4, "seen", "one two three");
+        labelled(&mut out, Page { width: 20 }, 2, 4, format!("{FAINT}not{FAINT:#}"), "four");
+        labelled(&mut out, Page { width: 20 }, 2, 4, "none", "");
+        let plain = anstream::adapter::strip_str(&out).to_string();
+        assert_eq!(plain, "  seen one two three\n  not  four\n  none\n");
     }
 
     #[test]
@@ -137,5 +202,10 @@ mod tests {
         assert_eq!(cut("short", 5), "short");
         assert_eq!(cut("longer", 5), "long…");
         assert_eq!(cut("日本語", 5), "日本…");
+        assert_eq!(
+            (cut_words("free pages on lists", 10), cut_words("freepages", 5)),
+            ("free …".into(), "free…".into())
+        );
+        assert_eq!(cut_words("free pages", 10), "free pages");
     }
 }

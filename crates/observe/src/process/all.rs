@@ -10,6 +10,7 @@
 //! What is not seen is data: processes that ended on the way, were refused, or are hidden by hidepid=.
 
 use super::{Counters, Name, Pid, Stat, Status};
+use crate::error::unless_root;
 use crate::{Bytes, ReadError, Root, Unread, scan};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{Mode, OFlags, openat};
@@ -133,18 +134,19 @@ impl Processes {
     /// What the sample lacks, for the report.
     pub fn unread(&self) -> Vec<Unread> {
         let mut list = Vec::new();
-        let mut lacks = |count: usize, what: &str, why: &str| {
+        let mut lacks = |count: usize, what: &str, why: String| {
             if count > 0 {
-                list.push(Unread { what: format!("{what} of {count} processes"), why: why.to_owned() });
+                let processes = if count == 1 { "process" } else { "processes" };
+                list.push(Unread { what: format!("{what} of {count} {processes}"), why });
             }
         };
-        lacks(self.denied, "PSS", "permission denied; run as root to read it");
-        lacks(self.unreadable, "all", "hidden by hidepid= or not readable; run as root to read it");
-        lacks(self.left_out, "all", "more processes than one sample holds");
+        lacks(self.denied, "PSS", unless_root("permission denied"));
+        lacks(self.unreadable, "all", unless_root("hidden by hidepid= or not readable"));
+        lacks(self.left_out, "all", "more processes than one sample holds".to_owned());
         let hidden = usize::try_from(self.hidden_threads).unwrap_or(usize::MAX);
         if hidden > 0 {
             let what = format!("processes with {hidden} threads in all");
-            let why = "not listed in /proc: hidepid=, or another pid namespace; run as root on the host";
+            let why = "not listed in /proc: hidepid=, or another pid namespace; run on the host, as root";
             list.push(Unread { what, why: why.to_owned() });
         }
         list

@@ -1,0 +1,109 @@
+//! The command itself, as people and programs run it: what it promises ([`contracts`]), targets that are
+//! awkward ([`targets`]), and places where not everything is as usual ([`environments`]).
+//!
+//! Real processes with ready handshakes, this binary's own children; what the machine does not allow is
+//! skipped and said.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod contracts;
+mod environments;
+mod programs;
+mod targets;
+
+use serde_json::Value;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+#[test]
+#[ignore = "plays the child programs of the other tests"]
+fn child_program() {
+    ebbtide_testkit::child::play(programs::ALL);
+}
+
+/// `ebb` with these arguments, at 80 columns without colours unless a test says otherwise.
+fn ebb(arguments: &[&str]) -> Command {
+    in_order(Command::new(env!("CARGO_BIN_EXE_ebb")), arguments)
+}
+
+fn in_order(mut command: Command, arguments: &[&str]) -> Command {
+    for variable in ["NO_COLOR", "CLICOLOR_FORCE", "CLICOLOR"] {
+        command.env_remove(variable);
+    }
+    command.args(arguments).env("COLUMNS", "80").stdin(Stdio::null());
+    command
+}
+
+/// What came of a run.
+#[derive(Debug)]
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    /// Asserts that it is the report of a host, a process or a cgroup, and keeps every promise of one.
+    fn report(&self) -> Value {
+        let report = self.json("explain");
+        let findings = report["findings"].as_array().unwrap().len();
+        assert_eq!(self.code, i32::from(findings > 0), "{self:?}");
+        sums(&report["ledger"]);
+        report
+    }
+
+    /// Asserts that it is JSON of this schema.
+    fn json(&self, schema: &str) -> Value {
+        assert!(self.code < 2 && self.err.is_empty(), "{self:?}");
+        let value = serde_json::from_str(&self.out).unwrap();
+        let path = format!("{}/../../schema/{schema}.schema.json", env!("CARGO_MANIFEST_DIR"));
+        let schema = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        assert!(jsonschema::meta::is_valid(&schema));
+        let valid = jsonschema::validate(&schema, &value);
+        valid.unwrap_or_else(|e| panic!("{e} at {} of {value:#}", e.instance_path()));
+        value
+    }
+
+    /// Asserts that it failed and said why, in words that are safe to show.
+    fn refused(&self) -> &str {
+        assert_eq!(self.code, 2, "{self:?}");
+        assert!(self.out.is_empty() && self.err.len() > 20, "{self:?}");
+        assert_harmless(&self.err);
+        &self.err
+    }
+}
+
+fn run(command: &mut Command) -> Ran {
+    let output = command.output().unwrap();
+    Ran {
+        code: output.status.code().unwrap_or_else(|| panic!("killed: {:?}", output.status)),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// Nothing that drives a terminal.
+fn assert_harmless(text: &str) {
+    let bad = text.chars().find(|c| c.is_control() && *c != '\n');
+    assert_eq!(bad, None, "{text:?}");
+}
+
+/// Lines and what is unaccounted for are the total to the byte, and no line's children exceed it.
+fn sums(ledger: &Value) {
+    fn bytes(line: &Value) -> u64 {
+        line["bytes"].as_u64().unwrap()
+    }
+    fn children(line: &Value) {
+        let below = line["children"].as_array().map_or(&[][..], |lines| lines);
+        assert!(below.iter().map(bytes).sum::<u64>() <= bytes(line), "{line:#}");
+        below.iter().for_each(children);
+    }
+    let lines = ledger["lines"].as_array().unwrap();
+    lines.iter().for_each(children);
+    let sum = lines.iter().map(bytes).sum::<u64>() + ledger["unaccounted_bytes"].as_u64().unwrap();
+    assert_eq!(sum, ledger["total_bytes"].as_u64().unwrap());
+}
+
+/// Says why a test is not run; past the harness's capture, so that it is seen.
+fn skipped(why: &str) {
+    let _ = writeln!(std::io::stdout(), "skipped: {why}");
+}
