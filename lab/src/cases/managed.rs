@@ -111,7 +111,9 @@ fn headroom(stage: &mut Stage, jvm: Jvm) -> Result<()> {
     stage.bytes("committed", heap.committed);
     stage.bytes("used", heap.used);
     stage.bytes("rss", rss);
-    stage.at_least("headroom", heap.committed - heap.used, Bytes::from_mib(500))?;
+    // What was committed and never touched takes no memory.
+    let headroom = (heap.committed - heap.used).min(rss - heap.used);
+    stage.at_least("headroom", headroom, Bytes::from_mib(500))?;
     ensure!(rss >= heap.committed.scaled(0.8), "only {rss} resident of {} committed", heap.committed);
     stage.target(heap.pid);
     Ok(())
