@@ -97,14 +97,7 @@ pub(crate) fn report(root: &Root, group: &Chosen) -> anyhow::Result<Report> {
         children,
         limit,
     });
-    let path = group.path.to_string_lossy().into_owned();
-    let target = Target {
-        kind: "cgroup",
-        name: path.clone(),
-        path: Some(path),
-        total: "charged",
-        ..Target::default()
-    };
+    let target = Target::cgroup(group.path.to_string_lossy().into_owned());
     let mut report = Report::new(target, ledger::cgroup(&sample), findings, sample.unread.clone());
     report.beside = Beside(vec![
         (

@@ -42,6 +42,13 @@ pub(crate) struct Target {
     pub(crate) total: &'static str,
 }
 
+impl Target {
+    /// The cgroup at `path`.
+    pub(crate) fn cgroup(path: String) -> Target {
+        Target { kind: "cgroup", name: path.clone(), path: Some(path), total: "charged", ..Target::default() }
+    }
+}
+
 /// Named figures beside the ledger, each with a remark for people.
 #[derive(Debug, Default)]
 pub(crate) struct Beside(pub(crate) Vec<(&'static str, Bytes, &'static str)>);

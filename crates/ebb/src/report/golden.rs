@@ -186,13 +186,7 @@ fn golden_process_with_growth() {
 #[test]
 fn golden_cgroup_with_a_long_name_watched_too_shortly() {
     let path = format!("/kubepods.slice/kubepods-burstable.slice/cri-{}.scope", "0123456789abcdef".repeat(4));
-    let target = Target {
-        kind: "cgroup",
-        name: path.clone(),
-        path: Some(path),
-        total: "charged",
-        ..Target::default()
-    };
+    let target = Target::cgroup(path);
     let lines =
         [mib("anon", 120), mib("page-cache", 380).children([mib("inactive", 300), mib("active", 80)])];
     let short = Verdict::Undecided(Undecided::TooShort { span: Duration::from_millis(2_000) });
