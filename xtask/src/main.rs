@@ -3,6 +3,7 @@
 mod bench;
 mod deps;
 mod lab;
+mod man;
 mod test;
 mod vm;
 mod vm_command;
@@ -25,6 +26,8 @@ enum Task {
     Test(test::Args),
     /// Make real incidents and check what ebb says of them
     Lab(lab::Args),
+    /// Write the man pages
+    Man(man::Args),
     /// Measure ebb beside its peers
     Bench(bench::Args),
     /// Run a command on Debian's kernel in a virtual machine
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().task {
         Task::Test(args) => test::run(&args),
         Task::Lab(args) => lab::run(&args),
+        Task::Man(args) => man::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Vm(args) => vm_command::run(&args),
         Task::VmTest(args) => vm_test::run(&args),
