@@ -179,11 +179,13 @@ fn by_pid(report: &Value, pid: u64) -> &Value {
     process(report, |p| p["pid"] == pid)
 }
 
-/// Asserts that `process` looked up about `n` missing names, and all of them in `dir`.
-fn looked_up(process: &Value, n: u64, dir: &Path) {
+/// Asserts that `process` of `report` looked up about `n` missing names, and all of them in `dir`.
+fn looked_up(report: &Value, process: &Value, n: u64, dir: &Path) {
     let failed = process["failed"].as_u64().unwrap();
-    // Exact if nothing was lost; a little above it, because programs look for libraries too.
-    assert!((n * 9 / 10..n * 11 / 10 + 200).contains(&failed), "{process:#}");
+    // Exact if nothing was lost; a little above it, because programs look for libraries too. What a busy machine
+    // lost is made up for by the share of all records, which is not each process's own.
+    let about = if report["lost_events"] == 0 { n * 9 / 10..n * 11 / 10 + 200 } else { n / 2..n * 2 };
+    assert!(about.contains(&failed), "{process:#}");
     assert_eq!(process["mostly_in"]["path"], dir.to_str().unwrap(), "{process:#}");
     assert_eq!(process["directories"][0]["path"], dir.to_str().unwrap(), "{process:#}");
     // Every name was another one.
@@ -204,7 +206,7 @@ fn the_program_and_the_directory_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let (report, actor) = trace_of("absolute", 600_000, dir.path());
     assert_eq!(report["processes"][0]["pid"], actor.pid());
-    looked_up(&report["processes"][0], 600_000, dir.path());
+    looked_up(&report, &report["processes"][0], 600_000, dir.path());
     assert_eq!(report["directories"][0]["path"], dir.path().to_str().unwrap());
     assert_eq!(report["directories"][0]["by"]["pid"], actor.pid());
     assert_eq!(report["schema_version"], 1);
@@ -226,7 +228,7 @@ fn two_programs_are_told_apart() {
     actors.iter_mut().for_each(|actor| actor.wait_for("done"));
     let report = ebb.report();
     for (actor, dir) in actors.iter().zip(&dirs) {
-        looked_up(by_pid(&report, actor.pid()), 100_000, dir.path());
+        looked_up(&report, by_pid(&report, actor.pid()), 100_000, dir.path());
     }
 }
 
@@ -236,7 +238,7 @@ fn relative_paths_are_resolved() {
     let dir = tempfile::tempdir().unwrap();
     for role in ["working-directory", "descriptor"] {
         let (report, actor) = trace_of(role, 50_000, dir.path());
-        looked_up(by_pid(&report, actor.pid()), 50_000, dir.path());
+        looked_up(&report, by_pid(&report, actor.pid()), 50_000, dir.path());
     }
 }
 
@@ -247,7 +249,7 @@ fn a_chroot_is_seen_from_outside() {
     std::fs::create_dir(jail.path().join("etc")).unwrap();
     let (report, actor) = trace_of("chroot", 50_000, jail.path());
     let process = by_pid(&report, actor.pid());
-    looked_up(process, 50_000, &jail.path().join("etc"));
+    looked_up(&report, process, 50_000, &jail.path().join("etc"));
     assert_eq!(process["root"], jail.path().to_str().unwrap());
 }
 
