@@ -152,7 +152,8 @@ fn begin(parent: Pid) -> Result<()> {
     sys::replace_stdio(&null, 1)
 }
 
-/// Asks for SIGKILL when the parent ends. Needed again after a change of uid, which clears it (kernel/cred.c).
+/// Asks for SIGKILL when the parent ends. Needed again after a change of uid, which clears it
+/// (kernel/cred.c).
 pub fn die_with_parent(parent: Pid) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     ensure!(getppid() == Some(parent), "the parent ended first");

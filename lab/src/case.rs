@@ -1,7 +1,7 @@
 //! What a case is: an incident to make, whom to ask about it, and the truth. The table of them all is
 //! [`crate::cases`].
 //!
-//! Invariants: a name is "<true cause or innocent>/<variant>", unique, and stable (reports are compared by
+//! Invariants: a name is "CAUSE/VARIANT" (or "innocent/VARIANT"), unique, and stable (reports are compared by
 //! it). A truth is what the kernel's own files decide, never what a tool is hoped to say.
 
 use crate::machine::Machine;
@@ -16,7 +16,7 @@ pub type Named = Option<&'static str>;
 /// One incident with its truth.
 #[derive(Clone, Copy)]
 pub struct Case {
-    /// "<true cause or innocent>/<variant>".
+    /// "CAUSE/VARIANT" (or "innocent/VARIANT").
     pub name: &'static str,
     /// One line for people.
     pub about: &'static str,

@@ -9,8 +9,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 use std::io::Write;
 
-/// Makes `case`, says so in one JSON line on standard output, holds it until standard input closes or a signal
-/// comes, and cleans up. A case that this machine cannot run says `{"ready":false,"skipped":"why"}`.
+/// Makes `case`, says so in one JSON line on standard output, holds it until standard input closes or a
+/// signal comes, and cleans up. A case that this machine cannot run says `{"ready":false,"skipped":"why"}`.
 pub fn run(case: &Case, machine: Machine) -> Result<()> {
     sys::block_signals(true)?;
     for line in journal::sweep()? {

@@ -1,13 +1,13 @@
 //! What has to be undone: written to a file before it is done, replayed in reverse at the end.
 //!
 //! Invariants:
-//! - One way out. A clean end, SIGTERM and the next start after a kill all replay the same lines; undoing what
-//!   never came to be is no error, since a line is written before the deed.
+//! - One way out. A clean end, SIGTERM and the next start after a kill all replay the same lines; undoing
+//!   what never came to be is no error, since a line is written before the deed.
 //! - A journal is locked (flock) by its owner for as long as that lives; the kernel drops the lock of a dead
 //!   owner, so the sweep at the next start takes up exactly the journals that nobody will replay. Pids, which
 //!   are reused, decide nothing.
-//! - A journal names the boot it is of. After a restart only its files are removed: everything else went with the
-//!   machine, and an old value must not be written over a new one.
+//! - A journal names the boot it is of. After a restart only its files are removed: everything else went with
+//!   the machine, and an old value must not be written over a new one.
 
 use crate::sys;
 use anyhow::{Context, Result, bail, ensure};
@@ -178,6 +178,18 @@ pub fn base() -> Result<PathBuf> {
     let meta = fs::symlink_metadata(&dir)?;
     ensure!(meta.is_dir() && meta.uid() == uid, "{} is not a directory of uid {uid}", dir.display());
     Ok(dir)
+}
+
+/// Waits until no other run of cases holds this machine: they measure all of it, and drop its caches. Other
+/// users' runs are not seen. Held until the file is dropped.
+pub fn alone() -> Result<File> {
+    let dir = base()?;
+    let file = File::open(&dir)?;
+    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        eprintln!("waiting for another run of the lab ({})", dir.display());
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+    }
+    Ok(file)
 }
 
 fn remove(path: &Path) -> Result<()> {

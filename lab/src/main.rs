@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use ebbtide_lab::report::{self, Matrix, Tally};
 use ebbtide_lab::runner::Plan;
-use ebbtide_lab::{Machine, cases, hold};
+use ebbtide_lab::{Machine, cases, hold, journal};
 use ebbtide_observe::Bytes;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -89,6 +89,7 @@ fn go(args: Args) -> Result<ExitCode> {
 
 /// Plays the planned cases; exit code 1 where one was missed.
 fn play(plan: Plan, json: Option<String>) -> Result<ExitCode> {
+    let _alone = journal::alone()?;
     let quiet = json.as_deref() == Some("-");
     let mut played = Vec::new();
     for case in cases::all().filter(|case| plan.wants(case)) {

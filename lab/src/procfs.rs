@@ -73,9 +73,9 @@ pub fn negative_dentries() -> Result<u64> {
     Ok(field.parse()?)
 }
 
-/// Bytes of the objects in use in the caches of dentries, inodes and names (/proc/slabinfo, root only). SReclaimable
-/// counts whole slabs, and after a drop of caches many are half empty: 600,000 dentries of 192 bytes then raise it
-/// by 97 MB instead of 117.
+/// Bytes of the objects in use in the caches of dentries, inodes and names (/proc/slabinfo, root only).
+/// SReclaimable counts whole slabs, and after a drop of caches many are half empty: 600,000 dentries of 192
+/// bytes then raise it by 97 MB instead of 117.
 pub fn reclaimable_objects() -> Result<Bytes> {
     let mut bytes = 0;
     for line in fs::read_to_string("/proc/slabinfo").context("reading /proc/slabinfo")?.lines().skip(2) {

@@ -146,7 +146,10 @@ pub fn json(played: &[Played]) -> Value {
         .collect();
     json!({
         "schema_version": 1,
-        "right": tally.right, "wrong": tally.wrong, "skipped": tally.skipped, "false_leaks": tally.false_leaks,
+        "right": tally.right,
+        "wrong": tally.wrong,
+        "skipped": tally.skipped,
+        "false_leaks": tally.false_leaks,
         "matrix": matrix,
         "cases": played.iter().map(case_json).collect::<Vec<_>>(),
     })

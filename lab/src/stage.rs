@@ -118,8 +118,8 @@ impl Stage {
         Ok(dir)
     }
 
-    /// A new sparse file of `len` on a disk. Reading its holes fills the page cache as reading data does, with
-    /// no byte written to the disk.
+    /// A new sparse file of `len` on a disk. Reading its holes fills the page cache as reading data does,
+    /// with no byte written to the disk.
     pub fn sparse_file(&mut self, len: Bytes) -> Result<(PathBuf, File)> {
         let path = self.disk_dir(Bytes::ZERO)?.join("sparse");
         let file = File::options().read(true).write(true).create_new(true).open(&path)?;

@@ -75,8 +75,8 @@ pub fn fork() -> Result<Option<i32>> {
     }
 }
 
-/// Whether `fork()` works now, as errno; the child ends at once. Unlike [`fork`] it may be called with threads,
-/// since its child only calls `_exit`.
+/// Whether `fork()` works now, as errno; the child ends at once. Unlike [`fork`] it may be called with
+/// threads, since its child only calls `_exit`.
 pub fn try_fork() -> std::result::Result<(), io::Error> {
     // SAFETY: the child calls nothing but _exit, which is async-signal-safe.
     match unsafe { libc::fork() } {

@@ -1,5 +1,5 @@
-//! The lab as a program: the ready line, the ways out (end of input, SIGTERM, SIGKILL and the next start), and
-//! a check of a stand-in `ebb` that is wrong on purpose.
+//! The lab as a program: the ready line, the ways out (end of input, SIGTERM, SIGKILL and the next start),
+//! and a check of a stand-in `ebb` that is wrong on purpose.
 #![allow(clippy::unwrap_used)]
 
 use serde_json::Value;

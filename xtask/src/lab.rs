@@ -1,5 +1,5 @@
-//! `cargo xtask lab`: builds `ebb` and the lab in release mode and lets the lab check `ebb`: on this machine, or
-//! (`--where vm`) on Debian's kernel in the virtual machine, where cases may do harm and cgroups are v2.
+//! `cargo xtask lab`: builds `ebb` and the lab in release mode and lets the lab check `ebb`: on this machine,
+//! or (`--where vm`) on Debian's kernel in the virtual machine, where cases may do harm and cgroups are v2.
 
 use crate::vm::{Kernel, Release};
 use crate::vm_command::{size, with_binaries};
@@ -40,8 +40,8 @@ enum Place {
     Vm,
 }
 
-/// How long the virtual machine may take for all cases: by software emulation they need about ten times as long
-/// as here.
+/// How long the virtual machine may take for all cases: by software emulation they need about ten times as
+/// long as here.
 const PATIENCE: Duration = Duration::from_secs(90 * 60);
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {

@@ -183,7 +183,8 @@ fn saw_tooth(stage: &mut Stage) -> Result<()> {
     rising(stage, actor)
 }
 
-/// Each step takes a part of what is left to 200 MB: after four seconds less than 2 MB/s, after eight nothing.
+/// Each step takes a part of what is left to 200 MB: after four seconds less than 2 MB/s, after eight
+/// nothing.
 fn warm_up(stage: &mut Stage) -> Result<()> {
     let mut heap = Region::anon(Bytes::from_mib(200), Kind::Private)?;
     let mut used = 0;

@@ -1,5 +1,5 @@
-//! Processes whose answer lies inside their heap. The kernel's files alone do not decide these: without a look
-//! inside, the right answer is `undetermined`; with one it is the cause that each case names besides.
+//! Processes whose answer lies inside their heap. The kernel's files alone do not decide these: without a
+//! look inside, the right answer is `undetermined`; with one it is the cause that each case names besides.
 
 use crate::case::{Case, Named, Need, Truth, is};
 use crate::procfs;

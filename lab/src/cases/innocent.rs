@@ -1,5 +1,5 @@
-//! Cases in which nothing is wrong: what healthy machines, processes and cgroups look like. More of them stand
-//! beside the incidents that they resemble (`overcommit_refusal`, `growth`).
+//! Cases in which nothing is wrong: what healthy machines, processes and cgroups look like. More of them
+//! stand beside the incidents that they resemble (`overcommit_refusal`, `growth`).
 
 use crate::actor::Actor;
 use crate::case::{Case, INNOCENT, Need, Noise};
@@ -181,8 +181,8 @@ fn file_written(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// A shared buffer that every one of `users` maps and has touched, as a database's processes do. It is a small part
-/// of the box, so that even the sum of their resident sets is (contrast `counted_twice`).
+/// A shared buffer that every one of `users` maps and has touched, as a database's processes do. It is a
+/// small part of the box, so that even the sum of their resident sets is (contrast `counted_twice`).
 fn shared_buffers(stage: &mut Stage, len: Bytes, users: u32) -> Result<()> {
     let len = len.min(Bytes(stage.machine.total.0 / 32));
     let mut buffer = Region::anon(len, Kind::Shared)?;

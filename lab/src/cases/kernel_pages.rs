@@ -74,8 +74,8 @@ pub(super) const CASES: &[Case] = &[
     .needs(&[Need::Root, Need::SysvIpc]),
 ];
 
-/// `pairs` connections, both ends here, written until they are full, by one `side` or by both: 3.8 MB each side
-/// with Linux's defaults (tcp_wmem and tcp_rmem, and what each page of them costs).
+/// `pairs` connections, both ends here, written until they are full, by one `side` or by both: 3.8 MB each
+/// side with Linux's defaults (tcp_wmem and tcp_rmem, and what each page of them costs).
 fn tcp(stage: &mut Stage, pairs: u32, sides: usize) -> Result<()> {
     let before = tcp_memory()?;
     let pairs = stage.machine.count(pairs);
@@ -85,8 +85,9 @@ fn tcp(stage: &mut Stage, pairs: u32, sides: usize) -> Result<()> {
     stage.at_least("kernel_bytes", grown, Bytes::from_mib(u64::from(pairs)))
 }
 
-/// As [`tcp`], after which the senders reset their connections and go. What had arrived stays with the receivers'
-/// descriptors, though their sockets are in no table of connections any more: it looks like a kernel leak.
+/// As [`tcp`], after which the senders reset their connections and go. What had arrived stays with the
+/// receivers' descriptors, though their sockets are in no table of connections any more: it looks like a
+/// kernel leak.
 fn reset(stage: &mut Stage, pairs: u32) -> Result<()> {
     let before = tcp_memory()?;
     let pairs = stage.machine.count(pairs);

@@ -1,5 +1,5 @@
-//! `gc-headroom` and `limits-exceed-box`: heaps of managed runtimes that are larger than what lives in them, or
-//! allowed to be larger than what there is.
+//! `gc-headroom` and `limits-exceed-box`: heaps of managed runtimes that are larger than what lives in them,
+//! or allowed to be larger than what there is.
 
 use crate::case::{Case, Need, Noise, Truth, is};
 use crate::cgroup;

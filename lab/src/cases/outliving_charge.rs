@@ -52,8 +52,8 @@ pub(super) const CASES: &[Case] = &[
     .needs(BPF),
 ];
 
-/// Removes `count` cgroups in which a file of `len` was read. The files stay, so do their pages, and with them
-/// the cgroups (until the kernel reparents file pages, which 6.18 does not).
+/// Removes `count` cgroups in which a file of `len` was read. The files stay, so do their pages, and with
+/// them the cgroups (until the kernel reparents file pages, which 6.18 does not).
 fn dying(stage: &mut Stage, memory: &Hierarchy, parent: &Group, count: u32, len: Bytes) -> Result<()> {
     let dir = stage.disk_dir(Bytes::ZERO)?;
     let home = memory.home()?;

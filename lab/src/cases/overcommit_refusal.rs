@@ -158,8 +158,8 @@ fn strict(stage: &mut Stage, room: Bytes) -> Result<()> {
     stage.at_least("available", meminfo.bytes("MemAvailable")?, charge)
 }
 
-/// Mode 2 with `room` between Committed_AS and CommitLimit. Outside mode 2 Committed_AS is approximate (mm/util.c,
-/// mm_compute_batch), so it is read only once the mode is on, under a limit that refuses nothing.
+/// Mode 2 with `room` between Committed_AS and CommitLimit. Outside mode 2 Committed_AS is approximate
+/// (mm/util.c, mm_compute_batch), so it is read only once the mode is on, under a limit that refuses nothing.
 fn commit_limit(stage: &mut Stage, room: Bytes) -> Result<()> {
     const LIMIT: &str = "/proc/sys/vm/overcommit_kbytes";
     let total = procfs::meminfo()?.bytes("MemTotal")?;

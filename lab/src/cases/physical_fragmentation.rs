@@ -1,5 +1,5 @@
-//! `physical-fragmentation`: free memory of which no sixteen pages lie together. It takes the whole box, so it
-//! runs in the VM only.
+//! `physical-fragmentation`: free memory of which no sixteen pages lie together. It takes the whole box, so
+//! it runs in the VM only.
 
 use crate::case::{Case, Need, Noise, Truth, is};
 use crate::procfs;
@@ -31,8 +31,8 @@ pub(super) const CASES: &[Case] = &[
     .noise(&[Noise::Small(10)]),
 ];
 
-/// MADV_DONTNEED for locked memory (5.18 and later): the mapping stays whole, where unlocking page by page would
-/// split it beyond vm.max_map_count.
+/// MADV_DONTNEED for locked memory (5.18 and later): the mapping stays whole, where unlocking page by page
+/// would split it beyond vm.max_map_count.
 const MADV_DONTNEED_LOCKED: i32 = 24;
 
 /// What is left of the high orders before the comb is cut; below it the kernel's reserves begin.
@@ -44,8 +44,8 @@ const PART: Bytes = Bytes::from_mib(4);
 /// Fills the box with pages that compaction may not move, and gives back all but one in `keep`.
 fn comb(stage: &mut Stage, keep: usize) -> Result<()> {
     stage.set("/proc/sys/vm/compact_unevictable_allowed", "0")?;
-    // khugepaged sets 3% of a small box aside (mm/khugepaged.c, set_recommended_min_free_kbytes), all of it in
-    // high orders.
+    // khugepaged sets 3% of a small box aside (mm/khugepaged.c, set_recommended_min_free_kbytes), all of it
+    // in high orders.
     stage.set("/proc/sys/vm/min_free_kbytes", "4096")?;
     let mut parts = Vec::new();
     while free_by_order()?.1 > LEAST && procfs::meminfo()?.bytes("MemAvailable")? > LEAST {
@@ -67,7 +67,8 @@ fn comb(stage: &mut Stage, keep: usize) -> Result<()> {
     stage.at_most("free_high_orders", high, Bytes(low.0 / 20))
 }
 
-/// Free bytes below and from order 4 on, outside the DMA zone, whose 16 MB nobody else gets (/proc/buddyinfo).
+/// Free bytes below and from order 4 on, outside the DMA zone, whose 16 MB nobody else gets
+/// (/proc/buddyinfo).
 fn free_by_order() -> Result<(Bytes, Bytes)> {
     let (mut low, mut high) = (0, 0);
     let text = fs::read_to_string("/proc/buddyinfo")?;

@@ -1,14 +1,14 @@
 //! `slab-reclaimable`: dentries and inodes that look-ups left behind.
 //!
-//! A tmpfs keeps no negative dentries (simple_dentry_operations deletes them), so the names are looked up on a
-//! disk's file system.
+//! A tmpfs keeps no negative dentries (simple_dentry_operations deletes them), so the names are looked up on
+//! a disk's file system.
 
 use crate::actor::Actor;
 use crate::case::{Case, Need, Noise, Truth, is};
 use crate::cgroup;
 use crate::procfs;
 use crate::stage::Stage;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ebbtide_observe::Bytes;
 use std::fs;
 use std::path::Path;
@@ -16,6 +16,7 @@ use std::path::Path;
 const TRUTH: Truth = is("slab-reclaimable").near("slab_growth", 10);
 const NEGATIVE: Truth = TRUTH.says(&["negative"]);
 const NEEDS: &[Need] = &[Need::Root, Need::Disk(Bytes::from_mib(1))];
+const CGROUP: &[Need] = &[Need::Root, Need::MemoryCgroup, Need::Disk(Bytes::from_mib(1))];
 
 /// The cases.
 pub(super) const CASES: &[Case] = &[
@@ -57,19 +58,35 @@ pub(super) const CASES: &[Case] = &[
     )
     .needs(NEEDS)
     .noise(&[Noise::Busy, Noise::Small(60)]),
-    // On a large machine these are too few to be worth a word, as a walk over /usr is.
-    Case::host("slab-reclaimable/inodes", "300,000 empty files, just made", TRUTH, inodes).needs(&[
-        Need::Root,
-        Need::Vm,
-        Need::Disk(Bytes::from_mib(1)),
-    ]),
+    Case::cgroup(
+        "slab-reclaimable/inodes",
+        "a cgroup full of the inodes of 300,000 files",
+        is("slab-reclaimable"),
+        |s| {
+            let dir = s.disk_dir(Bytes::ZERO)?;
+            let free = rustix::fs::statvfs(&dir)?.f_favail;
+            let count = u64::from(s.machine.count(300_000)).min(free / 2);
+            s.figure("files", count);
+            in_cgroup(s, Bytes(count * 600), Bytes(count * 2_400), move || {
+                (0..count).try_for_each(|n| Ok(fs::File::create(dir.join(n.to_string())).map(drop)?))
+            })
+        },
+    )
+    .needs(CGROUP),
     Case::cgroup(
         "slab-reclaimable/cgroup",
-        "1,000,000 missing names charged to a cgroup",
+        "a cgroup full of 1,000,000 missing names",
         is("slab-reclaimable"),
-        |s| in_cgroup(s, 1_000_000),
+        |s| {
+            let count = s.machine.count(1_000_000);
+            let dir = s.disk_dir(Bytes::ZERO)?;
+            fs::create_dir(dir.join("0"))?;
+            in_cgroup(s, Bytes(u64::from(count) * 150), Bytes(u64::from(count) * 300), move || {
+                look_up(&dir, count, 1, SHORT)
+            })
+        },
     )
-    .needs(&[Need::Root, Need::MemoryCgroup, Need::Disk(Bytes::from_mib(1))]),
+    .needs(CGROUP),
 ];
 
 /// Below the 40 bytes (32 before 6.x) that a dentry holds itself.
@@ -106,37 +123,22 @@ fn grown(stage: &mut Stage, before: Bytes, least: Bytes) -> Result<()> {
     stage.at_least("slab_growth", procfs::reclaimable_objects()? - before, least)
 }
 
-/// Files whose inodes stay cached: about 1.2 KB each on ext4, dentry included.
-fn inodes(stage: &mut Stage) -> Result<()> {
-    let dir = stage.disk_dir(Bytes::ZERO)?;
-    let free = rustix::fs::statvfs(&dir)?.f_favail;
-    let count = u64::from(stage.machine.count(300_000)).min(free / 2);
-    let before = procfs::reclaimable_objects()?;
-    for n in 0..count {
-        fs::File::create(dir.join(n.to_string()))?;
-    }
-    stage.figure("files", count);
-    grown(stage, before, Bytes(count * 600))
-}
-
-/// Look-ups by a process in a cgroup of 1 GB: its charge is kernel memory, its own resident set next to none.
-fn in_cgroup(stage: &mut Stage, count: u32) -> Result<()> {
-    let Some(memory) = cgroup::memory() else { anyhow::bail!("no memory controller") };
-    let group = memory.create(&mut stage.journal, "dentries")?;
-    group.limit(stage.size(Bytes::from_gib(1)))?;
-    let dir = stage.disk_dir(Bytes::ZERO)?;
-    let count = stage.machine.count(count);
-    fs::create_dir(dir.join("0"))?;
-    let inside = group.clone();
-    let actor = Actor::ready(move |line| {
-        inside.enter()?;
-        look_up(&dir, count, 1, SHORT)?;
+/// A process works in a cgroup, which is charged at least `least` of kernel memory for it, most of its limit; its
+/// own resident set is next to none.
+fn in_cgroup(stage: &mut Stage, least: Bytes, limit: Bytes, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let memory = cgroup::memory().context("no memory controller")?;
+    let group = memory.create(&mut stage.journal, "slab")?;
+    group.limit(limit)?;
+    let actor = Actor::ready(|line| {
+        group.enter()?;
+        work()?;
         line.ready()?;
         line.park()
     })?;
     stage.cast(actor);
+    stage.bytes("limit", limit);
     stage.bytes("usage", group.usage()?);
-    stage.at_least("kernel", group.kernel()?, Bytes(u64::from(count) * 150))?;
+    stage.at_least("kernel", group.kernel()?, least)?;
     stage.target_group(&group);
     Ok(())
 }

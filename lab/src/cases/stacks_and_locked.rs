@@ -48,7 +48,7 @@ pub(super) const CASES: &[Case] = &[
     .needs(ROOT),
 ];
 
-/// Touches `mib` of this thread's stack, less 128 KiB, page by page from the top down.
+/// Touches `mib` of this thread's stack, less 32 KiB, page by page from the top down.
 #[inline(never)]
 fn prefault(mib: usize) {
     #[inline(never)]
@@ -61,7 +61,7 @@ fn prefault(mib: usize) {
         black_box(&own);
     }
     let top = 0u8;
-    page(&raw const top as usize - (mib * MIB - 128 * 1024));
+    page(&raw const top as usize - (mib * MIB - 32 * 1024));
 }
 
 /// Starts `count` threads of `mib` each that call `first` and then wait for ever.

@@ -72,9 +72,9 @@ fn with_holes(len: Bytes) -> Result<Region> {
     Ok(heap)
 }
 
-/// khugepaged itself, faster than it is by default (4,096 pages every ten seconds): the process does nothing, and
-/// grows. In the VM only: on a machine under load khugepaged has been seen to do nothing for 40 s at any setting
-/// (6.18).
+/// khugepaged itself, faster than it is by default (4,096 pages every ten seconds): the process does nothing,
+/// and grows. In the VM only: on a machine under load khugepaged has been seen to do nothing for 40 s at any
+/// setting (6.18).
 fn khugepaged(stage: &mut Stage) -> Result<()> {
     const DIR: &str = "/sys/kernel/mm/transparent_hugepage/khugepaged";
     stage.set(&format!("{DIR}/max_ptes_none"), "511")?;
