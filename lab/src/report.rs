@@ -18,6 +18,7 @@ pub fn line(played: &Played) -> String {
     let seconds = (*set_up + *asked).as_secs_f64();
     match outcome {
         Outcome::Skipped(why) => format!("skipped: {}: {why}", case.name),
+        Outcome::Unmade(why) => format!("skipped: {}: {}", case.name, one_line(why)),
         Outcome::Failed(why) => format!("MISS     {:42} {}", case.name, one_line(why)),
         Outcome::Made => format!("made     {:42} {seconds:5.1} s  {}", case.name, figures(played)),
         Outcome::Answered(answer, wrongs) => {
@@ -56,7 +57,7 @@ impl Matrix {
             let named = match &one.outcome {
                 Outcome::Answered(answer, _) => answer.named.clone().unwrap_or_else(|| NONE.into()),
                 Outcome::Failed(_) => NO_ANSWER.into(),
-                Outcome::Skipped(_) | Outcome::Made => continue,
+                Outcome::Skipped(_) | Outcome::Unmade(_) | Outcome::Made => continue,
             };
             *matrix.0.entry((truth(one.case.truth.cause), named)).or_default() += 1;
         }
@@ -111,13 +112,18 @@ pub struct Tally {
     pub false_leaks: u32,
 }
 
+/// So many cases that the machine would not keep are bad luck; more of them are misses.
+const MOST_UNMADE: u32 = 5;
+
 impl Tally {
     /// The tally of what was played.
     pub fn of(played: &[Played]) -> Tally {
         let mut tally = Tally::default();
+        let mut unmade = 0;
         for one in played {
             match &one.outcome {
                 Outcome::Skipped(_) => tally.skipped += 1,
+                Outcome::Unmade(_) => unmade += 1,
                 outcome if outcome.is_miss() => tally.wrong += 1,
                 _ => tally.right += 1,
             }
@@ -125,6 +131,12 @@ impl Tally {
                 let cried = answer.all.iter().any(|cause| cause == "leak");
                 tally.false_leaks += u32::from(cried && !one.case.truth.allows(Some("leak")));
             }
+        }
+        // A machine that keeps hardly anything checks nothing.
+        if unmade > MOST_UNMADE {
+            tally.wrong += unmade
+        } else {
+            tally.skipped += unmade
         }
         tally
     }
@@ -166,6 +178,7 @@ fn case_json(played: &Played) -> Value {
     });
     match &played.outcome {
         Outcome::Skipped(why) => value["skipped"] = json!(why),
+        Outcome::Unmade(why) => value["unmade"] = json!(why),
         Outcome::Failed(why) => value["failed"] = json!(why),
         Outcome::Made => value["made"] = json!(true),
         Outcome::Answered(answer, wrongs) => {

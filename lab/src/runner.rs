@@ -21,6 +21,21 @@ const SET_UP: Duration = Duration::from_secs(180);
 /// How long `ebb` may take, besides its `--for`.
 const ANSWER: Duration = Duration::from_secs(120);
 
+/// How often a case is made anew that the machine would not keep.
+const TRIES: u32 = 3;
+
+/// A case that ended before it was ready, with its complaint.
+#[derive(Debug)]
+struct NotMade(String);
+
+impl std::fmt::Display for NotMade {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "not made: {}", self.0)
+    }
+}
+
+impl std::error::Error for NotMade {}
+
 /// How to run.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -37,7 +52,10 @@ pub struct Plan {
 pub enum Outcome {
     /// It cannot run here.
     Skipped(String),
-    /// It could not be made, or `ebb` gave no answer: a miss either way.
+    /// The machine would not keep it: what was to be resident was reclaimed meanwhile, by DAMON or by somebody who
+    /// dropped caches. Says nothing of `ebb`; see [`crate::report::Tally`] for how many of these are too many.
+    Unmade(String),
+    /// `ebb` gave no answer, or the case itself broke: a miss.
     Failed(String),
     /// It was made; nobody was asked.
     Made,
@@ -79,14 +97,22 @@ impl Plan {
             played.outcome = Outcome::Skipped(why);
             return played;
         }
-        drop_caches();
-        if let Err(e) = self.perform(&mut played) {
-            played.outcome = Outcome::Failed(format!("{e:#}"));
+        for _ in 0..TRIES {
+            drop_caches();
+            match self.perform(&mut played) {
+                Ok(()) => break,
+                Err(e) if e.is::<NotMade>() => played.outcome = Outcome::Unmade(format!("{e:#}")),
+                Err(e) => {
+                    played.outcome = Outcome::Failed(format!("{e:#}"));
+                    break;
+                }
+            }
         }
         played
     }
 
     fn perform(&self, played: &mut Played) -> Result<()> {
+        played.outcome = Outcome::Made;
         let start = Instant::now();
         let mut incident = Incident::start(played.case, &self.machine)?;
         let ready = incident.ready()?;
@@ -109,7 +135,7 @@ impl Outcome {
     /// Whether this counts against `ebb` (or the lab).
     pub fn is_miss(&self) -> bool {
         match self {
-            Outcome::Skipped(_) | Outcome::Made => false,
+            Outcome::Skipped(_) | Outcome::Made | Outcome::Unmade(_) => false,
             Outcome::Failed(_) => true,
             Outcome::Answered(_, wrongs) => !wrongs.is_empty(),
         }
@@ -141,7 +167,7 @@ impl Incident {
         match self.lines.recv_timeout(SET_UP) {
             Ok(line) => serde_json::from_str(&line).with_context(|| format!("the case said {line:?}")),
             Err(mpsc::RecvTimeoutError::Timeout) => bail!("not ready after {} s", SET_UP.as_secs()),
-            Err(mpsc::RecvTimeoutError::Disconnected) => bail!("not made: {}", self.complaint()?),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(NotMade(self.complaint()?).into()),
         }
     }
 
