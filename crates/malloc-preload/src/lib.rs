@@ -10,6 +10,7 @@
 #![cfg_attr(panic = "abort", no_std)]
 #![allow(unsafe_code)]
 
+pub mod deepbind;
 pub mod info;
 
 /// A panic here is a defect of the allocator: it says where, without allocating, and ends the process.

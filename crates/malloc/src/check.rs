@@ -36,11 +36,10 @@ pub(crate) fn direct() -> bool {
     LEVEL.load(Relaxed) >= 2
 }
 
-/// Fills a slot that is being freed, at level 3.
-pub(crate) fn fill(addr: usize, class: u8) {
+/// Fills a slot or run that is being freed, at level 3.
+pub(crate) fn fill(addr: usize, size: usize) {
     if LEVEL.load(Relaxed) >= 3 {
-        let size = Class::of(class).size as usize;
-        // SAFETY: the program has just freed this slot of `size` bytes, and it is not free yet for others.
+        // SAFETY: the program has just freed these `size` bytes, and they are not free yet for others.
         unsafe { core::ptr::write_bytes(core::ptr::with_exposed_provenance_mut::<u8>(addr), FILL, size) };
     }
 }

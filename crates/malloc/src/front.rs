@@ -157,6 +157,7 @@ fn free_pages(addr: usize) {
     match page.class().swap(0, Relaxed) {
         RUN => {
             let count = page.record().bits.load(Relaxed) as usize;
+            check::fill(addr, count * PAGE);
             let mut heap = pages();
             COUNT.run_pages.sub(count as u64);
             heap.give(page, count, false);
@@ -233,6 +234,7 @@ fn resize_pages(at: *mut u8, align: usize, usable: usize, size: usize) -> Option
                 return None;
             }
             if new < old {
+                check::fill(page.plus(new).address(), (old - new) * PAGE);
                 heap.give(page.plus(new), old - new, false);
             }
             COUNT.run_pages.add(new as u64);

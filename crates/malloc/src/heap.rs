@@ -279,7 +279,7 @@ pub(crate) fn pop_slowly(heap: &'static Heap, class: u8) -> Option<usize> {
 #[inline(never)]
 pub(crate) fn push_slowly(heap: &'static Heap, class: u8, addr: usize) {
     let Some(heap) = own(heap) else {
-        crate::check::fill(addr, class);
+        crate::check::fill(addr, Class::of(class).size as usize);
         bins::bin(class).give(core::iter::once(addr), false);
         return;
     };
