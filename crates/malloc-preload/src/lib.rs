@@ -53,6 +53,15 @@ fn absurd(size: usize) -> bool {
 /// C: memory for an object of `size` bytes, aligned for any type.
 #[unsafe(no_mangle)]
 pub extern "C" fn malloc(size: usize) -> *mut c_void {
+    match heap::quick(size) {
+        Some(at) => at.as_ptr().cast(),
+        None => malloc_slowly(size),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn malloc_slowly(size: usize) -> *mut c_void {
     if absurd(size) {
         return fail(ENOMEM);
     }

@@ -15,6 +15,7 @@ use crate::class::{CLASSES, Class};
 use crate::lock::Mutex;
 use crate::stats::COUNT;
 use crate::{host, sys, tls};
+use core::num::NonZeroUsize;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::Release};
 
 /// Pointers in a magazine, at most.
@@ -61,14 +62,15 @@ impl Magazine {
     }
 
     #[inline(always)]
-    pub(crate) fn pop(&self) -> Option<usize> {
+    pub(crate) fn pop(&self) -> Option<NonZeroUsize> {
         let n = self.n.load(Relaxed);
         if n == 0 {
             return None;
         }
         let addr = self.word(n).load(Relaxed);
         self.n.store(n - 1, Relaxed);
-        Some(addr)
+        // SAFETY: only addresses of slots are pushed, and no slot begins at 0.
+        Some(unsafe { NonZeroUsize::new_unchecked(addr) })
     }
 
     #[inline(always)]
@@ -94,7 +96,7 @@ impl Magazine {
     }
 
     /// Fills an empty magazine about half and pops one pointer; `None` if memory ran out.
-    fn refill(&self, class: u8) -> Option<usize> {
+    fn refill(&self, class: u8) -> Option<NonZeroUsize> {
         let limit = self.raise(Class::of(class));
         let mut slots = [0; BATCH];
         let want = (limit as usize).div_ceil(2);
@@ -260,12 +262,12 @@ pub(crate) struct Look {
 /// Pops a slot of a class when the fast path could not; `None` if memory ran out.
 #[cold]
 #[inline(never)]
-pub(crate) fn pop_slowly(heap: &'static Heap, class: u8) -> Option<usize> {
+pub(crate) fn pop_slowly(heap: &'static Heap, class: u8) -> Option<NonZeroUsize> {
     let Some(heap) = own(heap) else {
         let mut one = [0];
         let slot = (bins::bin(class).take(&mut one) == 1).then_some(one[0])?;
         crate::check::look(slot, class);
-        return Some(slot);
+        return NonZeroUsize::new(slot);
     };
     heap.asym.enter_slowly();
     let m = heap.magazine(class);
@@ -385,6 +387,7 @@ mod tests {
         assert_eq!(m.push(0x1000), Pushed::Twice);
         assert_eq!(m.push(0x2000), Pushed::Done);
         assert_eq!(m.push(0x3000), Pushed::Full);
-        assert_eq!((m.pop(), m.pop(), m.pop()), (Some(0x2000), Some(0x1000), None));
+        let pop = || m.pop().map_or(0, NonZeroUsize::get);
+        assert_eq!((pop(), pop(), pop()), (0x2000, 0x1000, 0));
     }
 }

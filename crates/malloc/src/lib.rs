@@ -25,7 +25,7 @@ mod sync;
 mod sys;
 mod tls;
 
-pub use front::{aligned, free, malloc, malloc8, realloc, usable_size, zeroed};
+pub use front::{aligned, free, malloc, malloc8, quick, realloc, usable_size, zeroed};
 pub use stats::{Block, COUNT, ClassCount, Counter};
 
 use core::alloc::{GlobalAlloc, Layout};

@@ -41,8 +41,13 @@ pub(crate) const RUN: u8 = 0xfe;
 /// A class byte that says: the first page of a large block, which has chunks of its own.
 pub(crate) const LARGE: u8 = 0xff;
 
-static BASE: AtomicUsize = AtomicUsize::new(0);
-static LIMIT: AtomicUsize = AtomicUsize::new(0);
+/// Beside each other, for the fast path.
+struct Range {
+    base: AtomicUsize,
+    limit: AtomicUsize,
+}
+
+static MAP: Range = Range { base: AtomicUsize::new(0), limit: AtomicUsize::new(0) };
 
 /// A page of the range, counted from its beginning, below [`limit`] (so that its tables may be read).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +96,7 @@ pub(crate) struct Chunk {
 
 /// Finds a place for the range and maps the first tables. Called once, under the page heap's lock.
 pub(crate) fn init() -> Result<(), Errno> {
-    if BASE.load(Ordering::Relaxed) != 0 {
+    if MAP.base.load(Ordering::Relaxed) != 0 {
         return Ok(());
     }
     // 40 to 72 TiB: above the fixed heaps of ZGC (4 to 32 TiB), below position-independent executables (85 TiB)
@@ -101,7 +106,7 @@ pub(crate) fn init() -> Result<(), Errno> {
     let places = [LOW + random, LOW + (random ^ (1 << 44)), 8 << 40, 12 << 40];
     let mut last = Errno(12);
     for base in places {
-        BASE.store(base, Ordering::Relaxed);
+        MAP.base.store(base, Ordering::Relaxed);
         if cfg!(target_arch = "aarch64") && !pages_are_small(base) {
             crate::check::die("this kernel's pages are not of 4 KiB", None);
         }
@@ -110,7 +115,7 @@ pub(crate) fn init() -> Result<(), Errno> {
             Err(e) => last = e,
         }
     }
-    BASE.store(0, Ordering::Relaxed);
+    MAP.base.store(0, Ordering::Relaxed);
     Err(last)
 }
 
@@ -127,13 +132,13 @@ fn pages_are_small(base: usize) -> bool {
 /// The first address of the range; 0 before there is one.
 #[inline]
 pub(crate) fn base() -> usize {
-    BASE.load(Ordering::Relaxed)
+    MAP.base.load(Ordering::Relaxed)
 }
 
 /// Pages whose tables are mapped.
 #[inline]
 pub(crate) fn limit() -> usize {
-    LIMIT.load(Ordering::Acquire)
+    MAP.limit.load(Ordering::Acquire)
 }
 
 /// Makes sure that the tables of the first `chunks` chunks are mapped. Called under the page heap's lock.
@@ -165,7 +170,7 @@ pub(crate) fn extend(chunks: usize) -> Result<(), Errno> {
         sys::no_huge_pages(addr, len);
         sys::name_mapping(addr, len, c"ebbtide tables");
     }
-    LIMIT.store(want * CHUNK_PAGES, Ordering::Release);
+    MAP.limit.store(want * CHUNK_PAGES, Ordering::Release);
     Ok(())
 }
 
@@ -173,8 +178,8 @@ impl Page {
     /// The page an address lies in, if it is one of the range's.
     #[inline]
     pub(crate) fn of(addr: usize) -> Option<Page> {
-        let page = addr.wrapping_sub(BASE.load(Ordering::Relaxed)) / PAGE;
-        (page < LIMIT.load(Ordering::Relaxed)).then_some(Page(page as u32))
+        let page = addr.wrapping_sub(MAP.base.load(Ordering::Relaxed)) / PAGE;
+        (page < MAP.limit.load(Ordering::Relaxed)).then_some(Page(page as u32))
     }
 
     /// Page number `n`, which must have come from a `Page` ([`Page::index`]) or be below the limit.
@@ -262,7 +267,7 @@ mod tests {
 
     #[test]
     fn foreign_addresses_have_no_page() {
-        for addr in [0, 1, usize::MAX, core::ptr::from_ref(&BASE) as usize] {
+        for addr in [0, 1, usize::MAX, core::ptr::from_ref(&MAP) as usize] {
             assert_eq!(Page::of(addr), None);
         }
     }
