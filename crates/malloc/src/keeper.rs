@@ -1,15 +1,19 @@
 //! The keeper: the thread that gives back while the program does something else, or nothing.
 //!
-//! It starts at the first debt worth a thread, never in a constructor, once per process, with all signals
-//! blocked. It sleeps for good when nothing is left to give back and wakes at the next slow operation. Where it
-//! may not run (`EBBTIDE_MALLOC_THREAD=off`, no thread to be had), the slow paths of the program's own threads do
-//! its turns instead, at most one per delay.
+//! It starts at a debt worth a thread, never in a constructor, at most one per process, with all signals blocked.
+//! It ends when nothing is left to give back, and the next debt starts another. It also ends with the program's
+//! last thread: libc ends a process when its last thread does (`pthread_exit` in main, a fork in a thread whose
+//! child returns from it), and would wait for this one. A thread that libc does not know would not have that
+//! problem, but would keep its credentials when the program drops its own by setuid.
+//!
+//! Where it may not run (`EBBTIDE_MALLOC_THREAD=off`, no thread to be had), the slow paths of the program's own
+//! threads do its turns instead, at most one per delay.
 
 use crate::bits::CHUNK_PAGES;
 use crate::pace::{self, Pace, Seen};
 use crate::pressure::Pressure;
 use crate::stats::COUNT;
-use crate::{check, host, large, purge, sync, sys};
+use crate::{check, heap, host, large, purge, sync, sys};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 /// Free resident pages at which the thread starts: 256 KiB.
@@ -40,7 +44,8 @@ pub(crate) fn allow(thread: bool, delay_ms: Option<u64>) {
     PROCESS.store(sys::process_id(), Relaxed);
     FIRST_DELAY.store(delay_ms.unwrap_or(pace::FIRST_DELAY).max(1), Relaxed);
     purge::prepare();
-    STATE.store(if thread { READY } else { FORBIDDEN }, Relaxed);
+    // Without magazines the thread could not tell when the program's last thread ends.
+    STATE.store(if thread && !check::direct() { READY } else { FORBIDDEN }, Relaxed);
 }
 
 /// In a forked child: no thread yet.
@@ -93,21 +98,47 @@ fn start() {
 
 /// The thread.
 extern "C" fn run(_: *mut core::ffi::c_void) -> *mut core::ffi::c_void {
+    heap::none_for_this_thread();
+    sys::name_thread(c"ebbtide");
     COUNT.keeper.store(sys::thread_id(), Relaxed);
     let mut keeper = Keeper::new();
     loop {
         sys::futex_wait(&COUNT.asleep, 0, Some(keeper.pace.delay()));
+        COUNT.asleep.store(0, SeqCst);
         let before = keeper.slow_operations();
-        if keeper.turn() {
+        let last = heap::none_in_use();
+        if !last && keeper.turn() {
             continue;
         }
-        // Nothing left. Whoever creates a debt after this store and the barrier sees it and wakes the thread.
-        COUNT.asleep.store(1, SeqCst);
-        sync::barrier_everywhere();
-        if keeper.slow_operations() == before {
-            sys::futex_wait(&COUNT.asleep, 1, keeper.filled.then_some(LONG_MS));
+        if last || !keeper.filled {
+            STATE.store(READY, SeqCst);
+            // Whoever creates a debt from here on starts a thread; was there one before?
+            sync::barrier_everywhere();
+            if last || keeper.slow_operations() == before || !again() {
+                COUNT.keeper.store(0, Relaxed);
+                return core::ptr::null_mut();
+            }
+        } else {
+            COUNT.asleep.store(1, SeqCst);
+            sync::barrier_everywhere();
+            if keeper.slow_operations() == before && !heap::none_in_use() {
+                sys::futex_wait(&COUNT.asleep, 1, Some(LONG_MS));
+            }
+            COUNT.asleep.store(0, SeqCst);
         }
-        COUNT.asleep.store(0, SeqCst);
+    }
+}
+
+/// The thread goes on after all, unless another has started.
+fn again() -> bool {
+    STATE.compare_exchange(READY, RUNS, SeqCst, Relaxed).is_ok()
+}
+
+/// The last thread with a heap ends: the purge thread must not keep the process alive.
+pub(crate) fn last_thread_ended() {
+    if STATE.load(Relaxed) == RUNS {
+        COUNT.asleep.store(2, SeqCst);
+        sys::futex_wake(&COUNT.asleep, 1);
     }
 }
 

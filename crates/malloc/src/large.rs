@@ -14,6 +14,7 @@ use crate::class::PAGE;
 use crate::lock::Mutex;
 use crate::map::{self, CHUNK, Chunk, LARGE, Page};
 use crate::pages::{TAKEN, pages};
+use crate::purge;
 use crate::stats::COUNT;
 use crate::sys::{self, Use};
 use core::sync::atomic::Ordering::Relaxed;
@@ -63,7 +64,10 @@ pub(crate) fn alloc(size: usize, align: usize) -> Option<(usize, bool)> {
     let kept = take_kept(len, align);
     let (page, zero) = match kept {
         Some(page) => (page, false),
-        None => (map_new(len, align).or_else(|| give_back(0).then(|| map_new(len, align)).flatten())?, true),
+        None => (
+            map_new(len, align).or_else(|| purge::everything().then(|| map_new(len, align)).flatten())?,
+            true,
+        ),
     };
     COUNT.large.add_shared(bytes(page) as u64);
     page.class().store(LARGE, Relaxed);

@@ -92,6 +92,7 @@ extern "C" fn constructor() {
             n.checked_mul(10)?.checked_add(u64::from(digit))
         })
     };
+    fork::register();
     check::set_level(number(c"EBBTIDE_MALLOC_CHECK").unwrap_or(0).min(3) as u32);
     let thread = host::env(c"EBBTIDE_MALLOC_THREAD") != Some(b"off");
     keeper::allow(thread, number(c"EBBTIDE_MALLOC_DELAY_MS"));

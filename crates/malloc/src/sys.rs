@@ -205,6 +205,13 @@ pub(crate) fn name_mapping(addr: usize, len: usize, name: &'static core::ffi::CS
     let _ = unsafe { syscall(number::PRCTL, [PR_SET_VMA, 0, addr, len, name.as_ptr() as usize, 0]) };
 }
 
+/// `prctl(PR_SET_NAME)`: names the running thread, for ps and /proc.
+pub(crate) fn name_thread(name: &'static core::ffi::CStr) {
+    const PR_SET_NAME: usize = 15;
+    // SAFETY: the kernel copies up to 16 bytes of a string that lives forever.
+    let _ = unsafe { syscall(number::PRCTL, [PR_SET_NAME, name.as_ptr() as usize, 0, 0, 0, 0]) };
+}
+
 /// `futex(FUTEX_WAIT)`: sleeps while the word has this value, at most `millis` milliseconds if given. May
 /// return early.
 pub(crate) fn futex_wait(word: &AtomicU32, value: u32, millis: Option<u64>) {
