@@ -14,7 +14,7 @@ use crate::bins::{self, BATCH};
 use crate::class::{CLASSES, Class};
 use crate::lock::Mutex;
 use crate::stats::COUNT;
-use crate::{host, keeper, sys, tls};
+use crate::{host, sys, tls};
 use core::num::NonZeroUsize;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::Release};
 
@@ -155,19 +155,6 @@ const fn without_magazines() -> Heap {
 pub(crate) static EMPTY: Heap = without_magazines();
 /// The heap of threads that have given theirs back and still run destructors.
 static ENDED: Heap = without_magazines();
-
-/// Threads that have a heap.
-static IN_USE: AtomicU32 = AtomicU32::new(0);
-
-/// Whether no thread has a heap.
-pub(crate) fn none_in_use() -> bool {
-    IN_USE.load(Relaxed) == 0
-}
-
-/// The running thread does without a heap.
-pub(crate) fn none_for_this_thread() {
-    tls::set_heap(&ENDED);
-}
 
 static POOL: Mutex<usize> = Mutex::new(0);
 
@@ -323,7 +310,6 @@ fn own(heap: &'static Heap) -> Option<&'static Heap> {
     let heap = new_heap()?;
     heap.owner.store(sys::thread_id(), Relaxed);
     tls::set_heap(heap);
-    IN_USE.fetch_add(1, Relaxed);
     // May allocate, through the heap that was just set.
     host::on_thread_end(core::ptr::from_ref(heap) as usize);
     Some(heap)
@@ -340,9 +326,6 @@ pub(crate) fn end_thread() {
     heap.flush_all();
     heap.asym.leave();
     retire(heap);
-    if IN_USE.fetch_sub(1, Relaxed) == 1 {
-        keeper::last_thread_ended();
-    }
 }
 
 fn retire(heap: &'static Heap) {
@@ -368,7 +351,6 @@ pub(crate) fn adopt_after_fork() {
         heap.asym.reset();
         retire(heap);
     }
-    IN_USE.store(u32::from(mine.is_real()), Relaxed);
     if mine.is_real() {
         mine.owner.store(sys::thread_id(), Relaxed);
     }

@@ -1,35 +1,16 @@
-//! What only libc can do: learn that a thread ends or the process forks, start a thread that libc knows (one
-//! that it does not know would keep its credentials through setuid), and read the environment. None of it is
+//! What only libc can do: learn that a thread ends or the process forks, and read the environment. None of it is
 //! called with a lock of the allocator held, and none of it on the way of an ordinary allocation.
 
 use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
-
-type Routine = extern "C" fn(*mut c_void) -> *mut c_void;
-
-/// Large enough for pthread_attr_t (56 bytes on x86_64, 64 on aarch64) and sigset_t (128).
-#[repr(C, align(16))]
-struct Opaque([u64; 16]);
 
 #[link(name = "c")]
 unsafe extern "C" {
     fn pthread_key_create(key: *mut c_uint, destructor: extern "C" fn(*mut c_void)) -> c_int;
     fn pthread_setspecific(key: c_uint, value: *const c_void) -> c_int;
     fn pthread_atfork(prepare: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) -> c_int;
-    fn pthread_attr_init(attr: *mut Opaque) -> c_int;
-    fn pthread_attr_setstacksize(attr: *mut Opaque, size: usize) -> c_int;
-    fn pthread_attr_setdetachstate(attr: *mut Opaque, state: c_int) -> c_int;
-    fn pthread_attr_destroy(attr: *mut Opaque) -> c_int;
-    fn pthread_create(thread: *mut usize, attr: *const Opaque, start: Routine, arg: *mut c_void) -> c_int;
-    fn pthread_sigmask(how: c_int, set: *const Opaque, old: *mut Opaque) -> c_int;
-    fn sigfillset(set: *mut Opaque) -> c_int;
     fn secure_getenv(name: *const c_char) -> *const c_char;
 }
-
-/// Stack of the purge thread; glibc puts static TLS there too, so some programs need more (see `start_thread`).
-const STACK: usize = 128 * 1024;
-const PTHREAD_CREATE_DETACHED: c_int = 1;
-const SIG_SETMASK: c_int = 2;
 
 /// The key whose destructor tells that a thread ends, plus one; 0 not made, `u32::MAX` being made.
 static KEY: AtomicU32 = AtomicU32::new(0);
@@ -68,33 +49,6 @@ extern "C" fn ended(mark: *mut c_void) {
 pub(crate) fn around_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
     // SAFETY: functions that live as long as the program.
     unsafe { pthread_atfork(prepare, parent, child) };
-}
-
-/// Starts a detached thread with all signals blocked; false if there is none to be had.
-pub(crate) fn start_thread(start: Routine) -> bool {
-    let mut all = Opaque([0; 16]);
-    let mut old = Opaque([0; 16]);
-    let mut attr = Opaque([0; 16]);
-    // SAFETY: the sets and attributes are large enough for libc's types and initialised by it before use; the
-    // mask is restored below, so the calling thread only defers its signals.
-    unsafe {
-        sigfillset(&mut all);
-        pthread_sigmask(SIG_SETMASK, &all, &mut old);
-        pthread_attr_init(&mut attr);
-        pthread_attr_setdetachstate(&mut attr, PTHREAD_CREATE_DETACHED);
-        let mut thread = 0;
-        let mut made = false;
-        for size in [STACK, 8 * STACK, 64 * STACK] {
-            pthread_attr_setstacksize(&mut attr, size);
-            made = pthread_create(&mut thread, &attr, start, core::ptr::null_mut()) == 0;
-            if made {
-                break;
-            }
-        }
-        pthread_attr_destroy(&mut attr);
-        pthread_sigmask(SIG_SETMASK, &old, core::ptr::null_mut());
-        made
-    }
 }
 
 /// An environment variable, unless the program runs with more rights than its caller.

@@ -1,19 +1,18 @@
 //! The keeper: the thread that gives back while the program does something else, or nothing.
 //!
-//! It starts at a debt worth a thread, never in a constructor, at most one per process, with all signals blocked.
-//! It ends when nothing is left to give back, and the next debt starts another. It also ends with the program's
-//! last thread: libc ends a process when its last thread does (`pthread_exit` in main, a fork in a thread whose
-//! child returns from it), and would wait for this one. A thread that libc does not know would not have that
-//! problem, but would keep its credentials when the program drops its own by setuid.
+//! It starts at a debt worth a thread, never in a constructor, at most one per process, with all signals blocked
+//! (see `spawn`). It ends when nothing is left to give back, or when the process has changed its credentials; the
+//! next debt starts another.
 //!
 //! Where it may not run (`EBBTIDE_MALLOC_THREAD=off`, no thread to be had), the slow paths of the program's own
 //! threads do its turns instead, at most one per delay.
 
 use crate::bits::CHUNK_PAGES;
+use crate::heap::Heap;
 use crate::pace::{self, Pace, Seen};
 use crate::pressure::Pressure;
 use crate::stats::COUNT;
-use crate::{check, heap, host, large, purge, sync, sys};
+use crate::{check, large, purge, spawn, sync, sys, tls};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 /// Free resident pages at which the thread starts: 256 KiB.
@@ -44,8 +43,7 @@ pub(crate) fn allow(thread: bool, delay_ms: Option<u64>) {
     PROCESS.store(sys::process_id(), Relaxed);
     FIRST_DELAY.store(delay_ms.unwrap_or(pace::FIRST_DELAY).max(1), Relaxed);
     purge::prepare();
-    // Without magazines the thread could not tell when the program's last thread ends.
-    STATE.store(if thread && !check::direct() { READY } else { FORBIDDEN }, Relaxed);
+    STATE.store(if thread { READY } else { FORBIDDEN }, Relaxed);
 }
 
 /// In a forked child: no thread yet.
@@ -53,6 +51,7 @@ pub(crate) fn forked() {
     PROCESS.store(sys::process_id(), Relaxed);
     COUNT.keeper.store(0, Relaxed);
     COUNT.asleep.store(0, Relaxed);
+    spawn::forked();
     if STATE.load(Relaxed) == RUNS {
         STATE.store(READY, Relaxed);
     }
@@ -91,55 +90,59 @@ fn start() {
     {
         return;
     }
-    if !host::start_thread(run) {
-        STATE.store(FORBIDDEN, Relaxed);
+    if !spawn::start(run) {
+        // The last thread may not have quite gone: the next debt tries again. Meanwhile, as without a thread.
+        STATE.store(READY, SeqCst);
+        turn_inline();
     }
 }
 
 /// The thread.
-extern "C" fn run(_: *mut core::ffi::c_void) -> *mut core::ffi::c_void {
-    heap::none_for_this_thread();
+extern "C" fn run() {
     sys::name_thread(c"ebbtide");
     COUNT.keeper.store(sys::thread_id(), Relaxed);
     let mut keeper = Keeper::new();
+    let born = credentials();
     loop {
         sys::futex_wait(&COUNT.asleep, 0, Some(keeper.pace.delay()));
-        COUNT.asleep.store(0, SeqCst);
         let before = keeper.slow_operations();
-        let last = heap::none_in_use();
-        if !last && keeper.turn() {
+        let foreign = credentials() != born;
+        if !foreign && keeper.turn(None) {
             continue;
         }
-        if last || !keeper.filled {
-            STATE.store(READY, SeqCst);
-            // Whoever creates a debt from here on starts a thread; was there one before?
-            sync::barrier_everywhere();
-            if last || keeper.slow_operations() == before || !again() {
-                COUNT.keeper.store(0, Relaxed);
-                return core::ptr::null_mut();
-            }
-        } else {
+        if !foreign && keeper.filled {
             COUNT.asleep.store(1, SeqCst);
             sync::barrier_everywhere();
-            if keeper.slow_operations() == before && !heap::none_in_use() {
+            if keeper.slow_operations() == before {
                 sys::futex_wait(&COUNT.asleep, 1, Some(LONG_MS));
             }
             COUNT.asleep.store(0, SeqCst);
+            continue;
         }
+        COUNT.keeper.store(0, Relaxed);
+        STATE.store(READY, SeqCst);
+        // Whoever creates a debt from here on starts a thread. Was there one before?
+        sync::barrier_everywhere();
+        let again = !foreign && keeper.slow_operations() != before;
+        if !again || STATE.compare_exchange(READY, RUNS, SeqCst, Relaxed).is_err() {
+            return;
+        }
+        COUNT.keeper.store(sys::thread_id(), Relaxed);
     }
 }
 
-/// The thread goes on after all, unless another has started.
-fn again() -> bool {
-    STATE.compare_exchange(READY, RUNS, SeqCst, Relaxed).is_ok()
-}
-
-/// The last thread with a heap ends: the purge thread must not keep the process alive.
-pub(crate) fn last_thread_ended() {
-    if STATE.load(Relaxed) == RUNS {
-        COUNT.asleep.store(2, SeqCst);
-        sys::futex_wake(&COUNT.asleep, 1);
+/// The user and group ids of the process's first thread, as /proc shows them; `None` without /proc.
+fn credentials() -> Option<[u8; 160]> {
+    let mut text = [0; 1024];
+    let len = sys::read_file(c"/proc/self/status", &mut text)?;
+    let mut ids = [0; 160];
+    let lines = text.get(..len)?.split(|b| *b == b'\n');
+    let mut at = 0;
+    for line in lines.filter(|l| l.starts_with(b"Uid:") || l.starts_with(b"Gid:")) {
+        ids.get_mut(at..at + line.len())?.copy_from_slice(line);
+        at += line.len();
     }
+    Some(ids)
 }
 
 /// What the turns remember.
@@ -162,12 +165,12 @@ impl Keeper {
         slots.wrapping_add(COUNT.dirty.get() << 40).wrapping_add(COUNT.cached.get())
     }
 
-    /// One turn; whether there is reason for another soon.
-    fn turn(&mut self) -> bool {
+    /// One turn, by a thread whose heap is `mine`; whether there is reason for another soon.
+    fn turn(&mut self, mine: Option<&Heap>) -> bool {
         let now_ms = sys::now_ms();
         let asked = COUNT.asked.load(Relaxed);
         if asked != COUNT.answered.load(Relaxed) {
-            purge::everything();
+            purge::everything_but(mine);
             COUNT.answered.store(asked, Relaxed);
         }
         let busy_before = self.slow_operations();
@@ -180,7 +183,7 @@ impl Keeper {
         });
         COUNT.delay_ms.set(self.pace.delay());
         large::turn();
-        self.filled = purge::drain(plan.drain_all);
+        self.filled = purge::drain(plan.drain_all, mine);
         let mut given = purge::purge_holes(plan.all);
         given += purge::purge_pages(plan.all, plan.keep);
         crate::pages::pages().age();
@@ -207,7 +210,7 @@ fn turn_inline() {
     }
     let mut keeper = KEEPER.lock();
     let keeper = keeper.get_or_insert_with(Keeper::new);
-    keeper.turn();
+    keeper.turn(Some(tls::heap()));
     NEXT_MS.store(now + keeper.pace.delay(), Relaxed);
     INSIDE.store(false, SeqCst);
 }

@@ -20,6 +20,7 @@ mod pace;
 mod pages;
 mod pressure;
 mod purge;
+mod spawn;
 mod stats;
 mod sync;
 mod sys;

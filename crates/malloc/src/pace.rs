@@ -7,9 +7,9 @@
 //! was wrong for this program, and the delay doubles.
 
 /// Milliseconds between turns: a free page waits one to two of them.
-pub(crate) const FIRST_DELAY: u64 = 500;
-const MAX_DELAY: u64 = 4000;
-const MIN_DELAY: u64 = 250;
+pub(crate) const FIRST_DELAY: u64 = 250;
+const MAX_DELAY: u64 = 1000;
+const MIN_DELAY: u64 = 100;
 /// Nanoseconds for giving a page back and faulting it in again.
 const PAGE_COST_NS: u64 = 4000;
 /// Milliseconds over which refaults are counted.

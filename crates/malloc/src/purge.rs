@@ -91,14 +91,13 @@ fn next_paged(from: usize) -> Option<usize> {
     PAGED.next(from).filter(|n| (n + 1) * CHUNK_PAGES <= map::limit())
 }
 
-/// Empties magazines that have not changed since the last turn (or, with `all`, every one) of all threads but
-/// the caller's. Whether any magazine still holds something.
-pub(crate) fn drain(all: bool) -> bool {
+/// Empties magazines that have not changed since the last turn (or, with `all`, every one) of all heaps but the
+/// caller's. Whether any magazine still holds something.
+pub(crate) fn drain(all: bool, mine: Option<&Heap>) -> bool {
     if !BARRIER.load(Relaxed) {
         return false;
     }
-    let mine = tls::heap();
-    let mut heaps = heap::all().filter(|h| !core::ptr::eq(*h, mine));
+    let mut heaps = heap::all().filter(|h| mine.is_none_or(|mine| !core::ptr::eq(*h, mine)));
     let mut filled = false;
     loop {
         let _pass = PASS.lock();
@@ -138,7 +137,12 @@ pub(crate) fn everything() -> bool {
         return false;
     }
     heap::flush_own();
-    drain(true);
+    everything_but(Some(tls::heap()))
+}
+
+/// As [`everything`], but for the magazines of `mine`, the caller's heap.
+pub(crate) fn everything_but(mine: Option<&Heap>) -> bool {
+    drain(true, mine);
     let mut any = large::give_back(0);
     any |= purge_holes(true) > 0;
     any |= purge_pages(true, 0) > 0;

@@ -20,6 +20,7 @@ mod number {
     pub(super) const CLOSE: usize = 3;
     pub(super) const MMAP: usize = 9;
     pub(super) const MUNMAP: usize = 11;
+    pub(super) const SIGPROCMASK: usize = 14;
     pub(super) const MREMAP: usize = 25;
     pub(super) const MADVISE: usize = 28;
     pub(super) const GETPID: usize = 39;
@@ -42,6 +43,7 @@ mod number {
     pub(super) const FUTEX: usize = 98;
     pub(super) const CLOCK_GETTIME: usize = 113;
     pub(super) const TGKILL: usize = 131;
+    pub(super) const SIGPROCMASK: usize = 135;
     pub(super) const PRCTL: usize = 167;
     pub(super) const GETPID: usize = 172;
     pub(super) const GETTID: usize = 178;
@@ -239,6 +241,25 @@ pub(crate) fn register_barrier() -> bool {
 pub(crate) fn barrier_everywhere() -> bool {
     // SAFETY: takes no pointers.
     unsafe { syscall(number::MEMBARRIER, [MEMBARRIER_PRIVATE_EXPEDITED, 0, 0, 0, 0, 0]) }.is_ok()
+}
+
+/// `rt_sigprocmask(SIG_SETMASK, all)`: blocks every signal of the running thread; what was blocked before.
+pub(crate) fn block_signals() -> u64 {
+    set_signals(u64::MAX)
+}
+
+/// `rt_sigprocmask(SIG_SETMASK, mask)`: undoes [`block_signals`].
+pub(crate) fn restore_signals(mask: u64) {
+    set_signals(mask);
+}
+
+fn set_signals(mask: u64) -> u64 {
+    const SIG_SETMASK: usize = 2;
+    let mut old = 0_u64;
+    let (new, out) = (core::ptr::from_ref(&mask) as usize, core::ptr::from_mut(&mut old) as usize);
+    // SAFETY: the kernel reads and writes one 64-bit mask each.
+    let _ = unsafe { syscall(number::SIGPROCMASK, [SIG_SETMASK, new, out, 8, 0, 0]) };
+    old
 }
 
 /// `getpid()`.
