@@ -1,4 +1,5 @@
 //! The C interface: what it promises, and what it does with programs that break theirs.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 use std::os::unix::process::ExitStatusExt;

@@ -1,5 +1,6 @@
 //! Programs with unusual habits: destructors that free, forks from threads, exhausted memory, signals that stop
 //! a thread inside malloc. Each runs as it is and with the allocator's own checks at two levels.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 use support::{compile, succeed, under};

@@ -76,7 +76,7 @@ impl Bits {
         while at < CHUNK_PAGES {
             let ones = (self.word(at / 64) >> (at % 64)).trailing_ones() as usize;
             at += ones.min(64 - at % 64);
-            if at % 64 != 0 || ones == 0 {
+            if !at.is_multiple_of(64) || ones == 0 {
                 break;
             }
         }

@@ -197,17 +197,15 @@ impl Class {
 /// The class of a request of up to [`TABLE_MAX`] bytes, aligned to 16.
 #[inline]
 pub(crate) fn small(size: usize) -> u8 {
-    // SAFETY: the caller's size is at most TABLE_MAX (debug-checked), so the index is in the table.
     debug_assert!(size <= TABLE_MAX);
-    unsafe { *BY_SIXTEEN.get_unchecked(size.div_ceil(16).min(TABLE_MAX / 16)) }
+    BY_SIXTEEN.get(size.div_ceil(16)).copied().unwrap_or(0)
 }
 
 /// As [`small`], aligned to 8.
 #[inline]
 pub(crate) fn small_by_eight(size: usize) -> u8 {
     debug_assert!(size <= TABLE_MAX);
-    // SAFETY: `min` keeps the index inside the table.
-    unsafe { *BY_EIGHT.get_unchecked(size.div_ceil(8).min(TABLE_MAX / 8)) }
+    BY_EIGHT.get(size.div_ceil(8)).copied().unwrap_or(0)
 }
 
 /// The class of a request above [`TABLE_MAX`] and up to [`SLOT_MAX`], aligned to 512.

@@ -18,6 +18,7 @@
 
 use crate::bits::{Bits, CHUNK_PAGES};
 use crate::class::PAGE;
+use crate::stats::COUNT;
 use crate::sys::{self, Errno, Use};
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -111,7 +112,11 @@ pub(crate) fn init() -> Result<(), Errno> {
             crate::check::die("this kernel's pages are not of 4 KiB", None);
         }
         match extend(STEP) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                COUNT.range_bytes.set(RANGE as u64);
+                COUNT.range_address.set(base as u64);
+                return Ok(());
+            }
             Err(e) => last = e,
         }
     }

@@ -119,13 +119,6 @@ pub struct Block {
     pub class: [ClassCount; CLASSES],
 }
 
-const EMPTY: ClassCount = ClassCount {
-    slot_bytes: Counter::new(),
-    pages: Counter::new(),
-    slots_out: Counter::new(),
-    slots_free: Counter::new(),
-};
-
 /// The process's statistics.
 #[unsafe(export_name = "ebbtide_stats")]
 pub static COUNT: Block = Block {
@@ -152,7 +145,14 @@ pub static COUNT: Block = Block {
     answered: AtomicU32::new(0),
     delay_ms: Counter::new(),
     classes: CLASSES as u64,
-    class: [EMPTY; CLASSES],
+    class: [const {
+        ClassCount {
+            slot_bytes: Counter::new(),
+            pages: Counter::new(),
+            slots_out: Counter::new(),
+            slots_free: Counter::new(),
+        }
+    }; CLASSES],
 };
 
 impl Block {

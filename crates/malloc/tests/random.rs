@@ -3,7 +3,7 @@
 //!
 //! `EBBTIDE_TEST_SECONDS` makes it run longer than its fixed number of steps; `EBBTIDE_MALLOC_CHECK=1` has the
 //! allocator check its own invariants meanwhile.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
