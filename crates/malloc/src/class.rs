@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn malloc_promises_sixteen() {
         for size in 0..=TABLE_MAX {
-            assert!(Class::of(small(size)).size % 16 == 0);
+            assert!(Class::of(small(size)).size.is_multiple_of(16));
             assert!(Class::of(small(size)).size as usize >= size);
             assert!(Class::of(small_by_eight(size)).size as usize >= size);
         }
