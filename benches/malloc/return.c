@@ -79,9 +79,11 @@ static void luajit(void) {
     }
 }
 
+static _Atomic int bursts;
 static void *thread_burst(void *arg) {
     uintptr_t k = (uintptr_t)arg;
     burst(k + 1, blocks + k * 60000, 60000, 16, 4096, 50);
+    bursts++;
     while (atomic_load(&shared->phase) != END) nap(50);
     return 0;
 }
@@ -91,6 +93,7 @@ static void threads(void) {
         pthread_create(&t, 0, thread_burst, (void *)k);
         nap(400);
     }
+    while (bursts < 8) nap(10);
 }
 
 // Messages pile up and are worked off.

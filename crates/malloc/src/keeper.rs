@@ -9,7 +9,7 @@
 
 use crate::bits::CHUNK_PAGES;
 use crate::heap::Heap;
-use crate::pace::{self, Pace, Seen};
+use crate::pace::{self, Pace, Plan, Seen};
 use crate::pressure::Pressure;
 use crate::stats::COUNT;
 use crate::{check, large, purge, spawn, sync, sys, tls};
@@ -183,10 +183,14 @@ impl Keeper {
         });
         COUNT.delay_ms.set(self.pace.delay());
         large::turn();
-        self.filled = purge::drain(plan.drain_all, mine);
-        let mut given = purge::purge_holes(plan.all);
-        given += purge::purge_pages(plan.all, plan.keep);
-        crate::pages::pages().age();
+        self.filled = purge::drain(plan == Plan::Everything, mine);
+        let all = matches!(plan, Plan::All | Plan::Everything);
+        let mut given = 0;
+        if plan != Plan::Wait {
+            let keep = if let Plan::Stale(keep) = plan { keep } else { 0 };
+            given = purge::purge_holes(all) + purge::purge_pages(all, keep);
+            crate::pages::pages().age();
+        }
         COUNT.turns.add_shared(1);
         let changed = self.slow_operations() != busy_before;
         given > 0 || changed || COUNT.dirty.get() > 0 || COUNT.cached.get() > 0

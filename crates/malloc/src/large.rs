@@ -24,7 +24,7 @@ const SLOTS: usize = 16;
 /// Bytes of freed blocks kept, together.
 const CACHE_BYTES: usize = 64 << 20;
 /// Turns of the purge a freed block waits.
-const TURNS: u32 = 2;
+const TURNS: u32 = 3;
 
 #[derive(Debug, Clone, Copy)]
 struct Kept {
