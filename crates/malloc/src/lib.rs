@@ -1,6 +1,8 @@
 #![cfg_attr(not(test), no_std)]
 #![allow(unsafe_code)]
-//! An allocator that breathes: its resident memory follows what the program uses, up and down.
+#![doc = include_str!("../README.md")]
+// Unsafe is allowed here because memory itself is made here: addresses become references in `map`, `heap` and
+// `tls`, and the kernel is called in `sys`. Everything else is written against those.
 
 mod asym;
 mod bins;
