@@ -8,7 +8,7 @@
 //! most [`IDLE_PATIENCE`] turns when it takes nothing: an idle program gives everything back within a second.
 
 /// Milliseconds between turns.
-pub(crate) const FIRST_DELAY: u64 = 150;
+pub(crate) const FIRST_DELAY: u64 = 100;
 /// Turns between two purges of an active program, at most.
 const MAX_PATIENCE: u32 = 32;
 /// Turns without a page taken after which everything is given back, at most.
@@ -131,9 +131,9 @@ mod tests {
     #[test]
     fn an_idle_program_keeps_nothing() {
         let mut pace = Pace::new(FIRST_DELAY);
-        assert_eq!(pace.turn(at(150, 10_000, 0)), Plan::Stale(5000));
-        assert_eq!(pace.turn(at(300, 10_010, 0)), Plan::Stale(0));
-        assert_eq!(pace.turn(at(450, 10_010, 0)), Plan::All);
+        assert_eq!(pace.turn(at(100, 10_000, 0)), Plan::Stale(5000));
+        assert_eq!(pace.turn(at(200, 10_010, 0)), Plan::Stale(0));
+        assert_eq!(pace.turn(at(300, 10_010, 0)), Plan::All);
     }
 
     #[test]
