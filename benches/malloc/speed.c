@@ -162,16 +162,22 @@ static void calloc_some(void) {
     for (int i = 0; i < 500; i++) free(w[i]);
 }
 
-// Buffers that grow as strings and vectors do: by a little, by half, and a big one.
+// Buffers that grow as strings and vectors do, by a little and by halves, and are filled as they grow.
+static char *grow(char *p, size_t old, size_t n) {
+    p = realloc(p, n);
+    if (!p) { fputs("out of memory\n", stderr); exit(1); }
+    memset(p + old, 1, n - old);
+    return p;
+}
 static void realloc_grow(void) {
     for (int round = 0; round < 20000; round++) {
         char *p = 0;
-        for (size_t n = 16; n < 4096; n += 64) { p = realloc(p, n); use(p, n); }
+        for (size_t n = 16, old = 0; n < 4096; old = n, n += 64) p = grow(p, old, n);
         free(p);
     }
-    for (int round = 0; round < 200; round++) {
+    for (int round = 0; round < 50; round++) {
         char *p = 0;
-        for (size_t n = 64; n < 16 << 20; n += n / 2) { p = realloc(p, n); use(p, n); }
+        for (size_t n = 64, old = 0; n < 16 << 20; old = n, n += n / 2) p = grow(p, old, n);
         free(p);
     }
 }

@@ -46,7 +46,7 @@ pub fn malloc8(size: usize) -> *mut u8 {
 
 #[inline(never)]
 fn malloc_big(size: usize) -> *mut u8 {
-    if size <= SLOT_MAX { slot(class::medium(size)) } else { pointer(take_pages(size, 16).0) }
+    if size <= SLOT_MAX { slot(class::medium(size)) } else { pointer(take_pages(size, 16, false).0) }
 }
 
 #[inline(always)]
@@ -84,7 +84,7 @@ fn slot_slowly(heap: &'static heap::Heap, class: u8) -> *mut u8 {
 #[inline]
 pub fn aligned(align: usize, size: usize) -> *mut u8 {
     match class::any(size, align) {
-        0 => pointer(take_pages(size, align).0),
+        0 => pointer(take_pages(size, align, false).0),
         class => slot(class),
     }
 }
@@ -93,7 +93,7 @@ pub fn aligned(align: usize, size: usize) -> *mut u8 {
 pub fn zeroed(align: usize, size: usize) -> *mut u8 {
     let class = class::any(size, align);
     let (at, zero) = if class == 0 {
-        let (addr, zero) = take_pages(size, align);
+        let (addr, zero) = take_pages(size, align, true);
         (pointer(addr), zero)
     } else {
         (slot(class), false)
@@ -105,12 +105,15 @@ pub fn zeroed(align: usize, size: usize) -> *mut u8 {
     at
 }
 
-/// A run or a large block and whether it reads as zeros; address 0 if memory ran out.
+/// A run or a large block and whether it reads as zeros (a large one does if `fresh`); address 0 if memory ran out.
 #[cold]
 #[inline(never)]
-fn take_pages(size: usize, align: usize) -> (usize, bool) {
-    let got =
-        if size <= RUN_MAX && align <= RUN_MAX { take_run(size, align) } else { large::alloc(size, align) };
+fn take_pages(size: usize, align: usize, fresh: bool) -> (usize, bool) {
+    let got = if size <= RUN_MAX && align <= RUN_MAX {
+        take_run(size, align)
+    } else {
+        large::alloc(size, align, fresh)
+    };
     keeper::poke();
     got.unwrap_or((0, false))
 }

@@ -54,24 +54,35 @@ fn chunks(len: usize) -> usize {
     len.div_ceil(CHUNK)
 }
 
-/// A block of at least `size` bytes at a multiple of `align` and whether it reads as zeros.
-pub(crate) fn alloc(size: usize, align: usize) -> Option<(usize, bool)> {
+/// A block of at least `size` bytes at a multiple of `align` and whether it reads as zeros. With `fresh` it does:
+/// wiping a kept block would make all of it resident, and who asks for zeros may touch little.
+pub(crate) fn alloc(size: usize, align: usize, fresh: bool) -> Option<(usize, bool)> {
     if size > map::RANGE / 2 || align > map::RANGE / 4 {
         return None;
     }
     let len = size.max(1).next_multiple_of(PAGE);
     let align = align.div_ceil(CHUNK);
-    let kept = take_kept(len, align);
-    let (page, zero) = match kept {
-        Some(page) => (page, false),
-        None => (
-            map_new(len, align).or_else(|| purge::everything().then(|| map_new(len, align)).flatten())?,
-            true,
-        ),
-    };
+    if !fresh && let Some(page) = take_kept(len, align) {
+        COUNT.large.add_shared(bytes(page) as u64);
+        if fits(bytes(page), len) {
+            page.class().store(LARGE, Relaxed);
+            return Some((page.address(), false));
+        }
+        if let Some(addr) = resize(page, len) {
+            Page::of(addr)?.class().store(LARGE, Relaxed);
+            return Some((addr, false));
+        }
+        free(page);
+    }
+    let page = map_new(len, align).or_else(|| purge::everything().then(|| map_new(len, align)).flatten())?;
     COUNT.large.add_shared(bytes(page) as u64);
     page.class().store(LARGE, Relaxed);
-    Some((page.address(), zero))
+    Some((page.address(), true))
+}
+
+/// Whether a block may serve as it is: at most a quarter would be wasted.
+fn fits(have: usize, len: usize) -> bool {
+    have >= len && have <= len + len / 4
 }
 
 fn map_new(len: usize, align: usize) -> Option<Page> {
@@ -83,15 +94,25 @@ fn map_new(len: usize, align: usize) -> Option<Page> {
     Some(page)
 }
 
-/// The tightest kept block that wastes at most a quarter.
+/// The tightest kept block that may serve as it is, else the one nearest in size, to be cut or grown, which
+/// moves page tables and keeps what is resident.
 fn take_kept(len: usize, align: usize) -> Option<Page> {
     let mut cache = CACHE.lock();
-    let fits = |k: &Kept| {
-        k.len >= len && k.len <= len + len / 4 && (k.page as usize / CHUNK_PAGES).is_multiple_of(align)
+    let cost = |k: &Kept| match fits(k.len, len) {
+        true => Some((false, k.len)),
+        false if align <= 1 && k.len <= len * 2 => Some((true, k.len.abs_diff(len))),
+        false => None,
     };
-    let best =
-        cache.kept.iter_mut().filter(|k| k.as_ref().is_some_and(fits)).min_by_key(|k| k.map(|k| k.len))?;
-    let kept = best.take()?;
+    let aligned = |k: &Kept| (k.page as usize / CHUNK_PAGES).is_multiple_of(align.max(1));
+    let best = cache
+        .kept
+        .iter_mut()
+        .filter_map(|slot| {
+            let cost = slot.as_ref().filter(|k| aligned(k)).and_then(cost)?;
+            Some((cost, slot))
+        })
+        .min_by_key(|(cost, _)| *cost)?;
+    let kept = best.1.take()?;
     cache.bytes -= kept.len;
     COUNT.cached.sub_shared(kept.len as u64);
     Some(Page::at(kept.page as usize))
