@@ -14,6 +14,8 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Bench {
+    /// The allocator beside its peers: what it gives back, and how fast it is
+    Malloc(crate::bench_malloc::Args),
     /// ebb and ebb ps on a host with many processes, beside bare reads, smem and ps_mem
     Host {
         /// Options of `ebbtide-benches host`, such as --assert
@@ -23,7 +25,10 @@ enum Bench {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let Bench::Host { options } = &args.bench;
+    let options = match &args.bench {
+        Bench::Malloc(args) => return crate::bench_malloc::run(args),
+        Bench::Host { options } => options,
+    };
     let missing = deps::provide(&[deps::BENCH])?;
     if !missing.is_empty() {
         println!("not measured beside ebb: {}", missing.join(" "));

@@ -13,7 +13,7 @@ pub(crate) struct Package {
     why: &'static str,
 }
 
-const fn package(name: &'static str, shown_by: &'static str, why: &'static str) -> Package {
+pub(crate) const fn package(name: &'static str, shown_by: &'static str, why: &'static str) -> Package {
     Package { name, shown_by, why }
 }
 

@@ -1,6 +1,7 @@
 //! The project's own commands, run as `cargo xtask NAME`: what a contributor and CI need beyond cargo.
 
 mod bench;
+mod bench_malloc;
 mod deps;
 mod lab;
 mod man;

@@ -30,6 +30,8 @@ pub(crate) enum Verb {
     Dentries(crate::dentries::DentriesArgs),
     /// Will fork() succeed, what will it cost, what will copy-on-write add
     Fork(crate::fork::ForkArgs),
+    /// Run a program under the breathing malloc, which gives memory back by itself
+    Run(crate::run::RunArgs),
     /// What each cause is, how to see it by hand, what helps
     Causes(CausesArgs),
     /// Write a shell's completion script to standard output

@@ -16,6 +16,7 @@ mod host;
 mod ps;
 mod render;
 mod report;
+mod run;
 mod watch;
 
 use clap::Parser;
@@ -47,6 +48,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Verb::Ps(args)) => ps::run(&args),
         Some(Verb::Dentries(args)) => dentries::run(&args),
         Some(Verb::Fork(args)) => fork::run(&args),
+        Some(Verb::Run(args)) => run::run(&args),
         Some(Verb::Causes(args)) => causes::run(&args),
         Some(Verb::Completions(args)) => cli::completions(&args),
         Some(Verb::Man(args)) => cli::man_pages(&args),

@@ -1,0 +1,38 @@
+//! fork: the parent takes every lock in order before, both release them after, and the child takes over the
+//! heaps of the threads it does not have.
+//!
+//! Order of all locks: purge pass, heap pool, large blocks, bins by class, page heap. libc runs prepare handlers
+//! last-registered first and the others first-registered first, so this one, registered with the first
+//! allocation, comes last before the fork and first after it: other handlers may allocate.
+
+use crate::lock::Lock;
+use crate::{bins, heap, host, keeper, large, pages, purge};
+use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+static REGISTERED: AtomicBool = AtomicBool::new(false);
+
+/// Registers with libc, once.
+pub(crate) fn register() {
+    if !REGISTERED.swap(true, SeqCst) {
+        host::around_fork(prepare, parent, child);
+    }
+}
+
+fn locks() -> impl DoubleEndedIterator<Item = &'static Lock> {
+    let first = [purge::raw_lock(), heap::raw_lock(), large::raw_lock()];
+    first.into_iter().chain(bins::raw_locks()).chain([pages::raw_lock()])
+}
+
+extern "C" fn prepare() {
+    locks().for_each(Lock::lock);
+}
+
+extern "C" fn parent() {
+    locks().rev().for_each(Lock::unlock);
+}
+
+extern "C" fn child() {
+    locks().for_each(Lock::reset);
+    heap::adopt_after_fork();
+    keeper::forked();
+}
