@@ -23,6 +23,19 @@ pub(crate) const TEST: &[Package] = &[
     package("redis-tools", "redis-cli", "drives redis-server"),
     package("gcc", "gcc", "test programs in C"),
     package("libc6-dev", "/usr/include/stdio.h", "test programs in C"),
+    package("g++", "g++", "test programs in C++ under the preloaded malloc"),
+    package("binutils", "nm", "looks into the preload library"),
+    package("default-jdk-headless", "java", "a JVM for the lab, and under the preloaded malloc"),
+    package("nodejs", "node", "Node.js for the lab, and under the preloaded malloc"),
+    package("python3", "python3", "runs under the preloaded malloc"),
+    package("ruby", "ruby", "runs under the preloaded malloc"),
+    package("php-cli", "php", "runs under the preloaded malloc"),
+    package("perl", "perl", "runs under the preloaded malloc"),
+    package("git", "git", "runs under the preloaded malloc"),
+    package("sqlite3", "sqlite3", "runs under the preloaded malloc"),
+    package("nginx-light", "nginx", "runs under the preloaded malloc"),
+    package("postgresql", "/usr/lib/postgresql", "runs under the preloaded malloc"),
+    package("stress-ng", "stress-ng", "its malloc stressors run under the preloaded malloc"),
 ];
 
 /// For the virtual machine.
