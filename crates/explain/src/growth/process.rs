@@ -91,16 +91,7 @@ fn leak(watch: &ProcessWatch, anon: &Judged, growth: &Growth) -> Option<Finding>
     let finding = |evidence: String, source: &str| {
         let summary = format!("live memory climbs by {}: {evidence}.", anon.verdict_rate());
         Finding::new(Cause::Leak, anon.gained(), 0.75, summary)
-            .evidence(
-                file(watch, "status"),
-                format!(
-                    "RssAnon and swap {} to {} in {:.0} s: {}",
-                    anon.from,
-                    anon.to,
-                    growth.span.as_secs_f64(),
-                    anon.verdict
-                ),
-            )
+            .evidence(file(watch, "status"), climbed(anon, growth))
             .evidence(file(watch, source), evidence)
             .not(Cause::PageCache, "anonymous memory climbs, not file pages")
             .not(
@@ -146,16 +137,7 @@ fn undetermined(watch: &ProcessWatch, anon: &Judged, growth: &Growth) -> Finding
     );
     let [before, after] = watch.opened;
     Finding::new(Cause::Undetermined, anon.gained(), 0.5, summary)
-        .evidence(
-            file(watch, "status"),
-            format!(
-                "RssAnon and swap {} to {} in {:.0} s: {}",
-                anon.from,
-                anon.to,
-                growth.span.as_secs_f64(),
-                anon.verdict
-            ),
-        )
+        .evidence(file(watch, "status"), climbed(anon, growth))
         .evidence(
             file(watch, "fd"),
             format!("{} descriptors at first, {} at last", count(before.all), count(after.all)),
@@ -171,6 +153,11 @@ fn undetermined(watch: &ProcessWatch, anon: &Judged, growth: &Growth) -> Finding
             Bytes::ZERO,
             "decides between a climb and a warm-up; live against free bytes inside the heap decide the rest",
         )
+}
+
+fn climbed(anon: &Judged, growth: &Growth) -> String {
+    let Judged { from, to, verdict, .. } = anon;
+    format!("RssAnon and swap {from} to {to} in {:.0} s: {verdict}", growth.span.as_secs_f64())
 }
 
 fn file(watch: &ProcessWatch, name: &str) -> String {

@@ -68,6 +68,11 @@ pub(super) fn heap(subject: &Subject) -> Vec<Finding> {
             .evidence(subject.file("smaps"), format!("brk heap {heap}, thread arenas {arenas}, large blocks {}", subject.detail.malloc_blocks))
             .evidence(subject.file("status"), format!("VmHWM {}, VmRSS {}", subject.detail.vm.high_water, subject.detail.vm.rss))
             .not(Cause::Leak, "not shown: one look cannot tell whether it grows; ebb explain PID --for 60s does")
-            .lever("look-inside", format!("gdb -p {} -batch -ex 'call (void)malloc_stats()'", subject.detail.pid), Bytes::ZERO, "stops the target for a moment, and writes to its stderr; never on a process that must not fail"),
+            .lever(
+                "watch",
+                format!("ebb explain {} --for 60s", subject.detail.pid),
+                Bytes::ZERO,
+                "tells whether it grows; what is free inside, the program's own statistics tell (malloc_info, mallctl)",
+            ),
     ]
 }
