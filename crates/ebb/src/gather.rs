@@ -74,7 +74,7 @@ pub(crate) fn cgroups(root: &Root) -> Cgroups {
 
 /// BPF maps that no process has open. Descriptors are looked through only where maps take much.
 pub(crate) fn orphan_maps(root: &Root, sample: &HostSample, processes: &Processes) -> Vec<BpfObject> {
-    let mut maps: Vec<BpfObject> = sample.bpf.iter().filter(|object| object.is_map).copied().collect();
+    let mut maps: Vec<BpfObject> = sample.bpf.clone();
     if maps.iter().map(|map| map.bytes).sum::<Bytes>() < FLOOR {
         return Vec::new();
     }

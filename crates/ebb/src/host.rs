@@ -16,8 +16,14 @@ pub(crate) fn run(args: &HostArgs) -> anyhow::Result<ExitCode> {
 
 /// The host's report.
 pub(crate) fn report(root: &Root) -> anyhow::Result<Report> {
-    let processes = Processes::read(root)?;
-    let sample = HostSample::read(root)?;
+    // One core reads the host's files while the others are at the processes.
+    let (sample, processes) = std::thread::scope(|scope| {
+        let sample = scope.spawn(|| HostSample::read(root));
+        let processes = Processes::read(root);
+        (sample.join(), processes)
+    });
+    let sample = sample.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let processes = processes?;
     let shared = gather::shared(root, &sample, &processes);
     let ledger = ledger::host(&sample, anon(&processes), shmem(&sample, &shared));
     let findings = rules::host(&rules::Host {

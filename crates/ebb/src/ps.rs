@@ -45,12 +45,12 @@ pub(crate) fn run(args: &PsArgs) -> anyhow::Result<ExitCode> {
     if let Some(name) = &args.name {
         chosen.retain(|p| String::from_utf8_lossy(p.name().as_bytes()).contains(name.as_str()));
     }
-    chosen.sort_by_key(|p| std::cmp::Reverse(key(&row(p), args.sort)));
+    chosen.sort_by_cached_key(|p| std::cmp::Reverse(key(&row(p), args.sort)));
     if let Some(top) = args.top {
         chosen.truncate(top);
     }
     if args.output.json {
-        render::print_json(&Json { schema_version: 1, processes: &chosen, unread: processes.unread() })?;
+        render::print_json_line(&Json { schema_version: 1, processes: &chosen, unread: processes.unread() })?;
     } else {
         render::print(&text(args, Page::of_stdout(), &chosen, &processes))?;
     }

@@ -45,18 +45,30 @@ impl Page {
 
 /// Writes `text` to stdout, with its colours where they can be seen. A reader that went away is no error.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = anstream::stdout().lock();
+    write(anstream::stdout().lock(), text)
+}
+
+fn write(mut out: impl Write, text: &str) -> anyhow::Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|e| anyhow::anyhow!("cannot write the result: {e}")),
     }
 }
 
+/// Writes `value` as JSON to stdout, in one line: for long lists, which only programs read.
+pub(crate) fn print_json_line(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    write_json(serde_json::to_string(value)?)
+}
+
 /// Writes `value` as JSON to stdout.
 pub(crate) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    let mut text = serde_json::to_string_pretty(value)?;
+    write_json(serde_json::to_string_pretty(value)?)
+}
+
+fn write_json(mut text: String) -> anyhow::Result<()> {
     text.push('\n');
-    print(&text)
+    // JSON holds no colours to take out, and of thousands of processes that takes longer than writing them.
+    write(std::io::stdout().lock(), &text)
 }
 
 /// The list of what could not be read; nothing where all was.

@@ -166,7 +166,7 @@ fn kernel(group: &Group) -> Option<Finding> {
     if !decided || !group.is_much(other) || other.share_of(group.current()) < 0.5 {
         return None;
     }
-    let maps: Bytes = group.host.bpf.iter().filter(|object| object.is_map).map(|object| object.bytes).sum();
+    let maps: Bytes = group.host.bpf.iter().map(|object| object.bytes).sum();
     let bpf = maps.share_of(other) >= 0.5;
     let held = if bpf { "BPF maps" } else { "kernel objects" };
     let who = if group.processes == 0 {

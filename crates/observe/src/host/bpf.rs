@@ -1,5 +1,5 @@
-//! Maps and programs of BPF: kernel memory that may outlive who made it (pinned in bpffs, attached, or held by
-//! another program). Needs CAP_SYS_ADMIN.
+//! Maps of BPF: kernel memory that may outlive who made it (pinned in bpffs, or held by an attached program). Needs
+//! CAP_SYS_ADMIN.
 //!
 //! The figure is the kernel's own, "memlock:" of a descriptor's fdinfo (kernel/bpf/syscall.c); before 5.11 it is
 //! what was charged to RLIMIT_MEMLOCK, since then what the map would use when full or, from 6.4, what it uses.
@@ -8,13 +8,11 @@ use crate::{Bytes, ReadError, Root, scan};
 use ebbtide_sys::bpf::{BpfKind, next_id, open_id};
 use rustix::fd::AsRawFd;
 
-/// One map or program.
+/// One map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BpfObject {
     /// Its id.
     pub id: u32,
-    /// Whether it is a map.
-    pub is_map: bool,
     /// What it takes.
     pub bytes: Bytes,
 }
@@ -22,24 +20,22 @@ pub struct BpfObject {
 /// As many objects are looked at; a busy host has a few thousand.
 const OBJECTS: usize = 16 << 10;
 
-/// Every map and program of the kernel; none where they may not be enumerated.
+/// Every map of the kernel; none where they may not be enumerated.
 pub fn read(root: &Root) -> Result<Vec<BpfObject>, ReadError> {
     let mut found = Vec::new();
-    for kind in [BpfKind::Map, BpfKind::Program] {
-        let mut id = 0;
-        while found.len() < OBJECTS {
-            match next_id(kind, id) {
-                Ok(Some(next)) => id = next,
-                Ok(None) => break,
-                Err(errno) => return Err(ReadError::new("bpf(2)", errno)),
-            }
-            // One that is gone by now takes nothing.
-            let Ok(fd) = open_id(kind, id) else { continue };
-            let mut buf = Vec::new();
-            let path = format!("proc/self/fdinfo/{}", fd.as_raw_fd());
-            let bytes = root.read(&path, &mut buf).map(memlock).unwrap_or_default();
-            found.push(BpfObject { id, is_map: kind == BpfKind::Map, bytes });
+    let mut id = 0;
+    while found.len() < OBJECTS {
+        match next_id(BpfKind::Map, id) {
+            Ok(Some(next)) => id = next,
+            Ok(None) => break,
+            Err(errno) => return Err(ReadError::new("bpf(2)", errno)),
         }
+        // One that is gone by now takes nothing.
+        let Ok(fd) = open_id(BpfKind::Map, id) else { continue };
+        let mut buf = Vec::new();
+        let path = format!("proc/self/fdinfo/{}", fd.as_raw_fd());
+        let bytes = root.read(&path, &mut buf).map(memlock).unwrap_or_default();
+        found.push(BpfObject { id, bytes });
     }
     Ok(found)
 }

@@ -23,7 +23,7 @@ pub use vmalloc::Vmalloc;
 pub use vmstat::Vmstat;
 pub use zone::{PageTypes, Zone, Zones};
 
-use crate::{ReadError, Root, Unread};
+use crate::{Bytes, ReadError, Root, Unread};
 use std::collections::BTreeSet;
 
 /// One look at the machine.
@@ -43,9 +43,7 @@ pub struct HostSample {
     pub slabs: Option<Slabs>,
     /// /proc/zoneinfo with /proc/buddyinfo.
     pub zones: Zones,
-    /// /proc/pagetypeinfo; `None` without the right to read it.
-    pub page_types: Option<PageTypes>,
-    /// /proc/vmallocinfo; `None` without the right to read it.
+    /// /proc/vmallocinfo; `None` without the right to read it, or where vmalloc holds too little to ask who has it.
     pub vmalloc: Option<Vmalloc>,
     /// /proc/sys/fs/dentry-state.
     pub dentries: DentryState,
@@ -80,18 +78,20 @@ pub struct HostSample {
 impl HostSample {
     /// Looks at everything once. An error only where /proc/meminfo cannot be read.
     pub fn read(root: &Root) -> Result<HostSample, ReadError> {
+        let meminfo = Meminfo::read(root)?;
         let mut unread = Vec::new();
         let mut keep = Keep { unread: &mut unread };
         let sample = HostSample {
-            meminfo: Meminfo::read(root)?,
+            meminfo,
             zones: keep.or_default("zones (/proc/zoneinfo)", Zones::read(root)),
             vmstat: keep.or_default("/proc/vmstat", Vmstat::read(root)),
             kernel: root.read_line("proc/sys/kernel/osrelease").unwrap_or_default(),
             hostname: root.read_line("proc/sys/kernel/hostname").unwrap_or_default(),
             cpus: online_cpus(root),
             slabs: keep.some("slab by cache (/proc/slabinfo)", Slabs::read(root)),
-            page_types: PageTypes::read(root).ok(),
-            vmalloc: keep.some("vmalloc by caller (/proc/vmallocinfo)", Vmalloc::read(root)),
+            vmalloc: (meminfo.vmalloc_used - meminfo.kernel_stack >= ask_vmalloc(meminfo.mem_total))
+                .then(|| keep.some("vmalloc by caller (/proc/vmallocinfo)", Vmalloc::read(root)))
+                .flatten(),
             dentries: keep.or_default("/proc/sys/fs/dentry-state", DentryState::read(root)),
             sysctls: Sysctls::read(root),
             swaps: Swap::read(root).unwrap_or_default(),
@@ -116,6 +116,11 @@ impl HostSample {
         };
         Ok(HostSample { unread, ..sample })
     }
+}
+
+/// From how much on it is worth asking who took vmalloc's memory: the kernel writes a line for every thread's stack.
+fn ask_vmalloc(mem_total: Bytes) -> Bytes {
+    Bytes(mem_total.0 / 256)
 }
 
 /// Turns what cannot be read into an entry of `unread`.
