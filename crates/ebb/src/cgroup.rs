@@ -4,7 +4,7 @@ use crate::report::{Beside, Report, Target};
 use anyhow::{Context, bail};
 use ebbtide_explain::ledger;
 use ebbtide_explain::rules::{self, caps};
-use ebbtide_observe::cgroup::{CgroupSample, Hierarchy};
+use ebbtide_observe::cgroup::{CgroupSample, Hierarchy, Node};
 use ebbtide_observe::host::HostSample;
 use ebbtide_observe::process::Process;
 use ebbtide_observe::process::membership::Membership;
@@ -46,21 +46,17 @@ impl Chosen {
         Ok(self.hierarchy.sample(&self.path)?)
     }
 
-    /// What is charged to its direct children.
-    fn children(&self) -> Bytes {
-        let nodes = self.hierarchy.tree().map(|tree| tree.nodes).unwrap_or_default();
-        let children = nodes.iter().filter(|node| node.path.parent() == Some(&self.path));
-        children.filter_map(|node| node.current).sum()
+    /// The groups below it.
+    fn below(&self) -> Vec<Node> {
+        let mut nodes = self.hierarchy.tree().map(|tree| tree.nodes).unwrap_or_default();
+        nodes.retain(|node| node.path != self.path && node.path.starts_with(&self.path));
+        nodes
     }
 
-    /// The processes in the group and below it.
-    fn processes(&self) -> Vec<u32> {
-        let mut pids = self.hierarchy.procs(&self.path).unwrap_or_default();
-        let below = self.hierarchy.tree().map(|tree| tree.nodes).unwrap_or_default();
-        for node in below.iter().filter(|node| node.path != self.path && node.path.starts_with(&self.path)) {
-            pids.extend(self.hierarchy.procs(&node.path).unwrap_or_default());
-        }
-        pids
+    /// The processes in the group and in those `below` it.
+    fn processes(&self, below: &[Node]) -> Vec<u32> {
+        let groups = std::iter::once(&self.path).chain(below.iter().map(|node| &node.path));
+        groups.flat_map(|path| self.hierarchy.procs(path).unwrap_or_default()).collect()
     }
 }
 
@@ -78,7 +74,8 @@ pub(crate) fn limit_of(root: &Root, membership: &Membership) -> Option<Bytes> {
 pub(crate) fn report(root: &Root, group: &Chosen) -> anyhow::Result<Report> {
     let sample = group.sample()?;
     let host = HostSample::read(root)?;
-    let pids = group.processes();
+    let below = group.below();
+    let pids = group.processes(&below);
     let (mut mapped_shmem, mut found) = (Bytes::ZERO, Vec::new());
     for process in pids.iter().take(PROCESSES).filter_map(|&pid| Process::open(root, pid).ok()) {
         let vm = process.status().ok().and_then(|status| status.vm).unwrap_or_default();
@@ -87,7 +84,8 @@ pub(crate) fn report(root: &Root, group: &Chosen) -> anyhow::Result<Report> {
         found.extend(caps::caps(&cmdline).into_iter().map(|cap| (process.pid(), cap)));
     }
     let limit = limit(&group.hierarchy, &group.path);
-    let children = group.children();
+    let children = below.iter().filter(|node| node.path.parent() == Some(&group.path));
+    let children = children.filter_map(|node| node.current).sum();
     let findings = rules::cgroup(&rules::Group {
         sample: &sample,
         host: &host,

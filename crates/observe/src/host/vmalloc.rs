@@ -50,14 +50,6 @@ impl Vmalloc {
     pub fn is_stack(&self, caller: &str) -> bool {
         STACK_CALLERS.contains(&caller.as_bytes())
     }
-
-    /// Of that, programs and maps of BPF.
-    pub fn bpf(&self) -> Bytes {
-        let is_bpf = |caller: &str| {
-            caller.starts_with("bpf_") || caller.contains("_map_alloc") || caller.starts_with("__bpf_")
-        };
-        self.callers.iter().filter(|(caller, _)| is_bpf(caller)).map(|(_, bytes)| *bytes).sum()
-    }
 }
 
 /// The calling function and the bytes of one area, where it has pages of its own.
