@@ -68,11 +68,11 @@ fn line(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// The program `name`: as given if it has a slash, else as found in PATH or in the system directories, which
+/// The program `name`: the file or directory itself if it has a slash, else as found in PATH or in the system directories, which
 /// are not in the PATH of every user.
 pub(crate) fn which(name: &str) -> Option<PathBuf> {
     if name.contains('/') {
-        return Path::new(name).is_file().then(|| PathBuf::from(name));
+        return Path::new(name).exists().then(|| PathBuf::from(name));
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);

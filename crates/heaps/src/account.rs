@@ -1,0 +1,181 @@
+//! The books of a walk: blocks in, [`Figures`] and a histogram out.
+//!
+//! A walker tells each block it meets, in the order of addresses within a mapping. Invariants: neighbouring free
+//! blocks are one when it is asked which whole pages they cover; a page counts as returnable only if all of it
+//! is free and it is resident; `returnable + pinned_free` is exactly the resident part of `free`.
+
+use crate::model::{Figures, SizeClass};
+use crate::residency::Residency;
+use crate::source::{Fault, MemorySource};
+use ebbtide_observe::{Bytes, page_size};
+use std::ops::Range;
+
+/// Size classes: four for each doubling, up to 2^48.
+const CLASSES: usize = 4 * 48;
+
+/// Books being kept.
+pub struct Account<'s> {
+    residency: Residency<'s>,
+    page: u64,
+    figures: Figures,
+    classes: Vec<SizeClass>,
+    /// Free bytes without a gap, not yet entered.
+    pending: Range<u64>,
+}
+
+impl<'s> Account<'s> {
+    /// Empty books over `source`.
+    pub fn new(source: &'s dyn MemorySource) -> Account<'s> {
+        Account {
+            residency: Residency::new(source),
+            page: page_size().0,
+            figures: Figures::default(),
+            classes: vec![SizeClass::default(); CLASSES],
+            pending: 0..0,
+        }
+    }
+
+    /// `range` was taken from the system: counts as mapped, and its resident part as resident.
+    pub fn mapped(&mut self, range: Range<u64>) -> Result<(), Fault> {
+        self.figures.mapped += Bytes(range.end - range.start);
+        self.figures.resident += self.residency.present(range)?;
+        Ok(())
+    }
+
+    /// A block of `size` bytes lives.
+    #[inline]
+    pub fn live(&mut self, size: u64) {
+        self.live_many(size, 1);
+    }
+
+    /// `count` blocks of `size` bytes each live.
+    #[inline]
+    pub fn live_many(&mut self, size: u64, count: u64) {
+        let class = &mut self.classes[class_of(size)];
+        class.live_count += count;
+        class.live += Bytes(size * count);
+        self.figures.live += Bytes(size * count);
+    }
+
+    /// A block of `size` bytes counted as live is in a thread cache: moves it from live to cached.
+    pub fn cached_not_live(&mut self, size: u64) {
+        let class = &mut self.classes[class_of(size)];
+        class.live_count = class.live_count.saturating_sub(1);
+        class.live = Bytes(class.live.0.saturating_sub(size));
+        self.figures.live = Bytes(self.figures.live.0.saturating_sub(size));
+        self.cached(size);
+    }
+
+    /// A freed block of `size` bytes is in a thread cache or quick list.
+    #[inline]
+    pub fn cached(&mut self, size: u64) {
+        let class = &mut self.classes[class_of(size)];
+        class.free_count += 1;
+        class.free += Bytes(size);
+        self.figures.cached += Bytes(size);
+    }
+
+    /// The block `range` is free. Neighbours told one after the other are one.
+    #[inline]
+    pub fn free(&mut self, range: Range<u64>) -> Result<(), Fault> {
+        let size = range.end - range.start;
+        let class = &mut self.classes[class_of(size)];
+        class.free_count += 1;
+        class.free += Bytes(size);
+        if self.pending.end == range.start && !self.pending.is_empty() {
+            self.pending.end = range.end;
+            return Ok(());
+        }
+        self.enter()?;
+        self.pending = range;
+        Ok(())
+    }
+
+    /// The whole pages of `range` that are resident would be returned by the allocator's own trim.
+    pub fn trimmable(&mut self, range: Range<u64>) -> Result<(), Fault> {
+        let bytes = match self.whole_pages(&range) {
+            Some(whole) => self.residency.present(whole)?,
+            None => Bytes::ZERO,
+        };
+        *self.figures.returnable_by_trim.get_or_insert_default() += bytes;
+        Ok(())
+    }
+
+    /// `size` bytes are the allocator's own books.
+    pub fn metadata(&mut self, size: u64) {
+        self.figures.metadata += Bytes(size);
+    }
+
+    /// What `range` has in memory.
+    pub fn present(&mut self, range: Range<u64>) -> Result<Bytes, Fault> {
+        self.residency.present(range)
+    }
+
+    /// Closes the books: what was mapped and told by no name is unused.
+    pub fn close(mut self) -> Result<(Figures, Vec<SizeClass>), Fault> {
+        self.enter()?;
+        let named = self.figures.live + self.figures.cached + self.figures.free + self.figures.metadata;
+        self.figures.unused = self.figures.mapped - named;
+        let classes = self.classes.into_iter().enumerate();
+        let classes = classes
+            .filter(|(_, class)| class.live_count + class.free_count > 0)
+            .map(|(index, class)| SizeClass { up_to: Bytes(up_to(index)), ..class });
+        Ok((self.figures, classes.collect()))
+    }
+
+    fn whole_pages(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        let start = range.start.next_multiple_of(self.page);
+        let end = range.end - range.end % self.page;
+        (start < end).then_some(start..end)
+    }
+
+    /// Enters the pending free bytes.
+    fn enter(&mut self) -> Result<(), Fault> {
+        let range = std::mem::replace(&mut self.pending, 0..0);
+        if range.is_empty() {
+            return Ok(());
+        }
+        let size = Bytes(range.end - range.start);
+        self.figures.free += size;
+        self.figures.free_chunks += 1;
+        self.figures.largest_free = self.figures.largest_free.max(size);
+        match self.whole_pages(&range) {
+            Some(whole) => {
+                self.figures.returnable += self.residency.present(whole.clone())?;
+                self.figures.pinned_free += self.residency.present(range.start..whole.start)?;
+                self.figures.pinned_free += self.residency.present(whole.end..range.end)?;
+            }
+            None => self.figures.pinned_free += self.residency.present(range)?,
+        }
+        Ok(())
+    }
+}
+
+/// Where blocks of `size` belong.
+#[inline]
+fn class_of(size: u64) -> usize {
+    let size = size.max(8) - 1;
+    let log = size.ilog2();
+    ((log as usize - 2) * 4 + (size >> (log - 2) & 3) as usize).min(CLASSES - 1)
+}
+
+/// The largest size in class `index`.
+fn up_to(index: usize) -> u64 {
+    let log = index / 4 + 2;
+    (5 + (index % 4) as u64) << (log - 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_in_the_class_that_reaches_it() {
+        for size in (8..70_000).chain([1 << 20, (1 << 20) + 1, 1 << 47]) {
+            let class = class_of(size);
+            assert!(size <= up_to(class), "{size}");
+            assert!(class == 0 || size > up_to(class - 1), "{size}");
+        }
+        assert_eq!(class_of(u64::MAX), CLASSES - 1);
+    }
+}

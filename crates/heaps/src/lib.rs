@@ -1,0 +1,23 @@
+//! Looks inside the heaps of a process from outside: which blocks live, which are free, and which whole pages
+//! could be given back.
+//!
+//! Every walker is sans-IO: it sees the process through a [`MemorySource`], which is a live process ([`Live`])
+//! or a saved picture ([`Image`]). Invariants: foreign memory is hostile, so every list is bounded, every size
+//! checked and nothing panics; a running process changes under the reader, so what does not add up is read
+//! again and, if it still does not, said ([`Certainty`]); a page that is not in memory is never faulted in.
+
+mod account;
+mod image;
+mod live;
+mod model;
+mod reader;
+mod residency;
+mod source;
+
+pub use account::Account;
+pub use image::Image;
+pub use live::Live;
+pub use model::{Arena, Certainty, Corruption, Figures, Heap, Kind, SizeClass};
+pub use reader::Reader;
+pub use residency::Residency;
+pub use source::{Area, Fault, MemorySource, ReadSeek};

@@ -1,0 +1,136 @@
+//! Reading a source in windows, so that walking a heap costs one system call for each MiB, and a page that is
+//! not in memory costs nothing: it reads as zeroes, as it would for the process, and is not faulted in.
+//!
+//! What a window holds was there when it was read; [`Reader::refresh`] reads it again.
+
+use crate::residency::Residency;
+use crate::source::{Fault, MemorySource, PageState};
+use std::ops::Range;
+
+/// What is read at once: process_vm_readv is at its fastest from 64 KiB to 1 MiB (6.4-7.3 GB/s, 6.18), and this
+/// stays in the second-level cache.
+const WINDOW: usize = 256 << 10;
+/// Reads elsewhere than the last one take this much.
+const SHORT: usize = 4 << 10;
+
+/// A window over a source's memory.
+pub struct Reader<'s> {
+    source: &'s dyn MemorySource,
+    residency: Residency<'s>,
+    start: u64,
+    buf: Vec<u8>,
+    ranges: Vec<Range<u64>>,
+}
+
+impl<'s> Reader<'s> {
+    /// Nothing read yet.
+    pub fn new(source: &'s dyn MemorySource) -> Reader<'s> {
+        Reader { source, residency: Residency::new(source), start: 0, buf: Vec::new(), ranges: Vec::new() }
+    }
+
+    /// What it reads.
+    pub fn source(&self) -> &'s dyn MemorySource {
+        self.source
+    }
+
+    /// The `len` bytes at `address`, for `len` up to 4 KiB. Where the last read was just below, a whole window
+    /// is read; elsewhere only the pages asked for.
+    pub fn bytes(&mut self, address: u64, len: usize) -> Result<&[u8], Fault> {
+        let end = address.checked_add(len as u64).ok_or(Fault::Unmapped(address))?;
+        if address < self.start || end > self.start + self.buf.len() as u64 {
+            self.fill(address, end)?;
+        }
+        let at = (address - self.start) as usize;
+        self.buf.get(at..at + len).ok_or(Fault::Unmapped(address))
+    }
+
+    /// The little-endian word at `address`.
+    pub fn u64(&mut self, address: u64) -> Result<u64, Fault> {
+        self.array(address).map(u64::from_le_bytes)
+    }
+
+    /// The little-endian half word at `address`.
+    pub fn u32(&mut self, address: u64) -> Result<u32, Fault> {
+        self.array(address).map(u32::from_le_bytes)
+    }
+
+    /// `N` bytes at `address`.
+    pub fn array<const N: usize>(&mut self, address: u64) -> Result<[u8; N], Fault> {
+        let bytes = self.bytes(address, N)?;
+        bytes.try_into().map_err(|_| Fault::Unmapped(address))
+    }
+
+    /// Forgets what was read, so that the next read sees the target as it is then.
+    pub fn refresh(&mut self) {
+        self.buf.clear();
+        self.residency.forget();
+    }
+
+    /// Copies all of `range` into `into`, without disturbing the window. Absent pages read as zeroes.
+    pub fn copy(&mut self, range: Range<u64>, into: &mut Vec<u8>) -> Result<(), Fault> {
+        let whole = self.window_of(range.start, range.end);
+        let skip = (range.start - whole.start) as usize;
+        self.read_into(whole, into)?;
+        into.drain(..skip);
+        into.truncate((range.end - range.start) as usize);
+        Ok(())
+    }
+
+    fn window_of(&self, address: u64, end: u64) -> Range<u64> {
+        let page = SHORT as u64;
+        address - address % page..end.next_multiple_of(page)
+    }
+
+    fn fill(&mut self, address: u64, end: u64) -> Result<(), Fault> {
+        let behind = self.start + self.buf.len() as u64;
+        let goes_on =
+            !self.buf.is_empty() && (self.start..=behind.saturating_add(SHORT as u64)).contains(&address);
+        let area = self.source.area_at(address).ok_or(Fault::Unmapped(address))?;
+        if !area.perms.read || end > area.range.end {
+            return Err(Fault::Unmapped(address));
+        }
+        let mut window = self.window_of(address, end);
+        if goes_on {
+            window.end = window.end.max((window.start + WINDOW as u64).min(area.range.end));
+        }
+        let mut buf = std::mem::take(&mut self.buf);
+        let read = self.read_into(window.clone(), &mut buf);
+        if read.is_err() {
+            buf.clear();
+        }
+        (self.start, self.buf) = (window.start, buf);
+        read
+    }
+
+    fn read_into(&mut self, window: Range<u64>, buf: &mut Vec<u8>) -> Result<(), Fault> {
+        self.ranges.clear();
+        let (ranges, mut swapped) = (&mut self.ranges, None);
+        self.residency.each(window.clone(), |run, state| match state {
+            PageState::Present => ranges.push(run),
+            PageState::Swapped => swapped = swapped.or(Some(run.start)),
+        })?;
+        if let Some(address) = swapped {
+            return Err(Fault::Swapped(address));
+        }
+        let len = (window.end - window.start) as usize;
+        buf.resize(len, 0);
+        if let [run] = self.ranges.as_slice()
+            && *run == window
+        {
+            return whole(self.source.read_ranges(&self.ranges, buf)?, len, window.start);
+        }
+        buf.fill(0);
+        for run in &self.ranges {
+            let at = (run.start - window.start) as usize;
+            let part = &mut buf[at..at + (run.end - run.start) as usize];
+            let len = part.len();
+            whole(self.source.read_ranges(std::slice::from_ref(run), part)?, len, run.start)?;
+        }
+        Ok(())
+    }
+}
+
+/// A read that ended early met a page that is gone since it was said to be there.
+fn whole(read: usize, wanted: usize, start: u64) -> Result<(), Fault> {
+    if read == wanted { Ok(()) } else { Err(Fault::Unmapped(start + read as u64)) }
+}

@@ -1,0 +1,94 @@
+//! Which pages are in memory, asked for 64 MiB at a time and kept until another window is needed.
+//!
+//! Invariants: memory stays below half a MiB whatever the target's size (a window has at most 16,384 pages);
+//! questions in the order of addresses ask the kernel once for each window.
+
+use crate::source::{Fault, MemorySource, PageState};
+use ebbtide_observe::Bytes;
+use std::ops::Range;
+
+/// What is asked for at once: with 4 KiB pages 0.1 ms of PAGEMAP_SCAN.
+const WINDOW: u64 = 64 << 20;
+
+/// A window over a source's pages.
+pub struct Residency<'s> {
+    source: &'s dyn MemorySource,
+    window: Range<u64>,
+    runs: Vec<(Range<u64>, PageState)>,
+    /// The first run that ends after the last question's start.
+    cursor: usize,
+    asked: u64,
+}
+
+impl<'s> Residency<'s> {
+    /// Nothing asked yet.
+    pub fn new(source: &'s dyn MemorySource) -> Residency<'s> {
+        Residency { source, window: 0..0, runs: Vec::new(), cursor: 0, asked: 0 }
+    }
+
+    /// Calls `each` with the runs of pages in `range` that are present or swapped, cut to `range`.
+    pub fn each(
+        &mut self,
+        range: Range<u64>,
+        mut each: impl FnMut(Range<u64>, PageState),
+    ) -> Result<(), Fault> {
+        let mut at = range.start;
+        while at < range.end {
+            self.load(at)?;
+            let end = range.end.min(self.window.end);
+            self.seek(at);
+            for (run, state) in &self.runs[self.cursor..] {
+                if run.start >= end {
+                    break;
+                }
+                each(run.start.max(at)..run.end.min(end), *state);
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// How much of `range` is present.
+    pub fn present(&mut self, range: Range<u64>) -> Result<Bytes, Fault> {
+        let mut sum = 0;
+        self.each(range, |run, state| {
+            sum += if state == PageState::Present { run.end - run.start } else { 0 }
+        })?;
+        Ok(Bytes(sum))
+    }
+
+    /// Forgets what was asked, so that the next question sees the target as it is then.
+    pub fn forget(&mut self) {
+        self.window = 0..0;
+    }
+
+    fn load(&mut self, address: u64) -> Result<(), Fault> {
+        if self.window.contains(&address) {
+            return Ok(());
+        }
+        let start = address - address % WINDOW;
+        let window = start..start.saturating_add(WINDOW);
+        self.window = 0..0;
+        self.runs.clear();
+        let runs = &mut self.runs;
+        self.source.pages(window.clone(), &mut |run, state| runs.push((run, state)))?;
+        self.window = window;
+        self.cursor = 0;
+        self.asked = 0;
+        Ok(())
+    }
+
+    fn seek(&mut self, address: u64) {
+        if address < self.asked {
+            self.cursor = self.runs.partition_point(|(run, _)| run.end <= address);
+        } else {
+            let past =
+                self.runs[self.cursor..].iter().take(8).take_while(|(run, _)| run.end <= address).count();
+            self.cursor += past;
+            if past == 8 {
+                self.cursor += self.runs[self.cursor..].partition_point(|(run, _)| run.end <= address);
+            }
+        }
+        self.asked = address;
+    }
+}
