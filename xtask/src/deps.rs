@@ -56,23 +56,25 @@ pub(crate) const BENCH: &[Package] = &[
     package("util-linux", "setpriv", "ends the sleeping processes when their starter is killed"),
 ];
 
-/// The packages of `tables` that are missing here.
-pub(crate) fn missing(tables: &[&'static [Package]]) -> Vec<&'static Package> {
-    tables.iter().flat_map(|table| table.iter()).filter(|package| which(package.shown_by).is_none()).collect()
+/// The names of the packages of `tables` that are missing here.
+pub(crate) fn missing(tables: &[&'static [Package]]) -> Vec<&'static str> {
+    lacking(tables).map(|package| package.name).collect()
+}
+
+fn lacking(tables: &[&'static [Package]]) -> impl Iterator<Item = &'static Package> {
+    tables.iter().flat_map(|table| table.iter()).filter(|package| which(package.shown_by).is_none())
 }
 
 /// Installs what is missing of `tables` when root on a machine with apt-get; else says what is missing and
 /// which command installs it. Returns the names of the packages still missing.
 pub(crate) fn provide(tables: &[&'static [Package]]) -> Result<Vec<&'static str>> {
-    let names = |packages: Vec<&Package>| packages.iter().map(|package| package.name).collect::<Vec<_>>();
     let wanted = missing(tables);
     if wanted.is_empty() {
-        return Ok(Vec::new());
+        return Ok(wanted);
     }
-    for package in &wanted {
+    for package in lacking(tables) {
         println!("missing: {:<18} {}", package.name, package.why);
     }
-    let wanted = names(wanted);
     if !rustix::process::geteuid().is_root() || which("apt-get").is_none() {
         println!(
             "install with: apt-get update && apt-get install --no-install-recommends {}",
@@ -81,7 +83,7 @@ pub(crate) fn provide(tables: &[&'static [Package]]) -> Result<Vec<&'static str>
         return Ok(wanted);
     }
     install(&wanted)?;
-    Ok(names(missing(tables)))
+    Ok(missing(tables))
 }
 
 fn install(packages: &[&str]) -> Result<()> {

@@ -5,6 +5,7 @@ mod bench_malloc;
 mod deps;
 mod lab;
 mod man;
+mod tally;
 mod test;
 mod vm;
 mod vm_command;
