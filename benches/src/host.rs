@@ -35,7 +35,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 2000)]
     processes: usize,
     /// How often every tool is run
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 15)]
     rounds: usize,
     /// Fail where ebb takes over 1.3 times the bare reads, or over 24 MiB
     #[arg(long)]

@@ -16,14 +16,9 @@ pub(crate) fn run(args: &HostArgs) -> anyhow::Result<ExitCode> {
 
 /// The host's report.
 pub(crate) fn report(root: &Root) -> anyhow::Result<Report> {
-    // One core reads the host's files while the others are at the processes.
-    let (sample, processes) = std::thread::scope(|scope| {
-        let sample = scope.spawn(|| HostSample::read(root));
-        let processes = Processes::read(root);
-        (sample.join(), processes)
-    });
-    let sample = sample.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-    let processes = processes?;
+    let (processes, (sample, cgroups)) =
+        Processes::read_beside(root, || (HostSample::read(root), gather::cgroups(root)))?;
+    let sample = sample?;
     let shared = gather::shared(root, &sample, &processes);
     let ledger = ledger::host(&sample, anon(&processes), shmem(&sample, &shared));
     let findings = rules::host(&rules::Host {
@@ -32,7 +27,7 @@ pub(crate) fn report(root: &Root) -> anyhow::Result<Report> {
         processes: &processes.all,
         shared: &shared,
         deleted_mapped: &gather::deleted_mapped(root, &processes, &gather::tmpfs(&sample)),
-        cgroups: gather::cgroups(root),
+        cgroups,
         orphan_maps: &gather::orphan_maps(root, &sample, &processes),
         large_forks: &gather::large_forks(root, &sample, &processes),
         cow: &gather::cow_pairs(root, &processes, None),

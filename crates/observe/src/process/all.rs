@@ -12,10 +12,11 @@
 use super::{Counters, Name, Pid, Stat, Status};
 use crate::error::unless_root;
 use crate::{Bytes, ReadError, Root, Unread, scan};
-use rustix::fd::{AsFd, BorrowedFd};
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, RawDir, openat};
 use rustix::io::Errno;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// The most processes one sample holds (40 MB of records); the rest are counted in
 /// [`Processes::left_out`].
@@ -29,6 +30,9 @@ pub const LARGE_SIZE: Bytes = Bytes::from_gib(1);
 
 /// How many pids a thread takes at a time: few enough that one with huge rollups does not end last.
 const BATCH: usize = 16;
+
+/// Bytes of the listing of /proc that are asked for at once: some 80 pids.
+const LISTED: usize = 2 << 10;
 
 /// What a process's memory is known of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,23 +111,43 @@ pub struct Processes {
 impl Processes {
     /// Reads all processes, on all cores.
     pub fn read(root: &Root) -> Result<Processes, ReadError> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Processes::read_with(root, cores)
+        Processes::read_beside(root, || ()).map(|(processes, ())| processes)
     }
 
-    /// Reads all processes, on `threads` threads.
-    pub fn read_with(root: &Root, threads: usize) -> Result<Processes, ReadError> {
+    /// Reads all processes, on all cores, one of which does `other` first: a thread more than there are cores
+    /// would make the last of them late.
+    pub fn read_beside<O: Send>(
+        root: &Root,
+        other: impl FnOnce() -> O + Send,
+    ) -> Result<(Processes, O), ReadError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Processes::read_with(root, cores, other)
+    }
+
+    fn read_with<O: Send>(
+        root: &Root,
+        threads: usize,
+        other: impl FnOnce() -> O + Send,
+    ) -> Result<(Processes, O), ReadError> {
         let proc = root.sub("proc")?;
-        let (pids, left_out) = list(&proc)?;
-        let parts = share_out(&pids, threads, || Reader::new(proc.fd()), Reader::take);
+        let mut block = Vec::with_capacity(LISTED);
+        let listing = Mutex::new(Listing::open(&proc, &mut block)?);
+        let next = |pids: &mut Vec<Pid>| {
+            if let Ok(mut listing) = listing.lock() {
+                listing.next(pids);
+            }
+        };
+        let (parts, other) = spread(threads, next, || Reader::new(proc.fd()), Reader::take, other);
+        let left_out = listing.into_inner().unwrap_or_else(PoisonError::into_inner).end(&proc)?;
         let mut found = Processes::default();
         for part in parts {
             found.add(part.found);
         }
         found.left_out = left_out;
-        found.all.sort_unstable_by_key(|process| process.pid);
+        // By key first: a record is 400 bytes.
+        found.all.sort_by_cached_key(|process| process.pid);
         found.hidden_threads = hidden_threads(root, &found);
-        Ok(found)
+        Ok((found, other))
     }
 
     /// The process with id `pid`.
@@ -168,26 +192,52 @@ pub(crate) fn share_out<I: Copy + Sync, T: Send>(
     new: impl Fn() -> T + Sync,
     take: impl Fn(&mut T, I) + Sync,
 ) -> Vec<T> {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut state = new();
-        while let Some(rest) = items.get(next.fetch_add(BATCH, Ordering::Relaxed)..) {
-            rest.iter().take(BATCH).for_each(|&item| take(&mut state, item));
-        }
-        state
+    let taken = AtomicUsize::new(0);
+    let next = |batch: &mut Vec<I>| {
+        let rest = items.get(taken.fetch_add(BATCH, Ordering::Relaxed)..).unwrap_or_default();
+        batch.extend(rest.iter().take(BATCH));
     };
-    let threads = threads.clamp(1, items.len().div_ceil(4 * BATCH).max(1));
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let mut states = vec![work()];
-        for worker in workers {
-            match worker.join() {
-                Ok(state) => states.push(state),
-                Err(panic) => std::panic::resume_unwind(panic),
+    let threads = threads.min(items.len().div_ceil(4 * BATCH));
+    spread(threads, next, new, take, || ()).0
+}
+
+/// The same with items that `next` puts into the empty batch it is given, until it has none; the last thread
+/// does `other` first.
+fn spread<I, T: Send, O: Send>(
+    threads: usize,
+    next: impl Fn(&mut Vec<I>) + Sync,
+    new: impl Fn() -> T + Sync,
+    take: impl Fn(&mut T, I) + Sync,
+    other: impl FnOnce() -> O + Send,
+) -> (Vec<T>, O) {
+    let work = || {
+        let (mut state, mut batch) = (new(), Vec::with_capacity(BATCH));
+        loop {
+            next(&mut batch);
+            if batch.is_empty() {
+                return state;
             }
+            batch.drain(..).for_each(|item| take(&mut state, item));
         }
-        states
+    };
+    if threads <= 1 {
+        let other = other();
+        return (vec![work()], other);
+    }
+    std::thread::scope(|scope| {
+        let last = scope.spawn(|| (other(), work()));
+        let workers: Vec<_> = (2..threads).map(|_| scope.spawn(work)).collect();
+        let mut states = vec![work()];
+        states.extend(workers.into_iter().map(joined));
+        let (other, state) = joined(last);
+        states.push(state);
+        (states, other)
     })
+}
+
+/// What `thread` returned; its panic goes on here.
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// One thread's work and its buffers.
@@ -279,18 +329,52 @@ fn read_whole(fd: BorrowedFd<'_>, text: &mut Vec<u8>) -> Result<(), Errno> {
     }
 }
 
-/// The pids in /proc, at most [`MAX_PROCESSES`], and how many more there are.
-fn list(proc: &Root) -> Result<(Vec<Pid>, usize), ReadError> {
-    let (mut pids, mut more) = (Vec::with_capacity(512), 0);
-    proc.each_entry("", |name| {
-        let pid = name.iter().all(u8::is_ascii_digit).then(|| scan::number(name)).flatten();
-        match pid.and_then(|pid| Pid::try_from(pid).ok()) {
-            Some(pid) if pids.len() < MAX_PROCESSES => pids.push(pid),
-            Some(_) => more += 1,
-            None => {}
+/// The pids in /proc, at most [`MAX_PROCESSES`], a few at a time: listing 2,000 takes the kernel 2 ms, during
+/// which the first of them can be read.
+struct Listing<'b> {
+    entries: RawDir<'b, OwnedFd>,
+    listed: usize,
+    left_out: usize,
+    failed: Option<Errno>,
+}
+
+impl<'b> Listing<'b> {
+    fn open(proc: &Root, block: &'b mut Vec<u8>) -> Result<Listing<'b>, ReadError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd =
+            openat(proc.fd(), ".", flags, Mode::empty()).map_err(|e| ReadError::new(proc.path(""), e))?;
+        let entries = RawDir::new(fd, block.spare_capacity_mut());
+        Ok(Listing { entries, listed: 0, left_out: 0, failed: None })
+    }
+
+    /// Puts the next few pids into `pids`; none at the end.
+    fn next(&mut self, pids: &mut Vec<Pid>) {
+        while self.failed.is_none()
+            && pids.len() < BATCH
+            && let Some(entry) = self.entries.next()
+        {
+            let pid = entry.map(|entry| pid_of(entry.file_name().to_bytes()));
+            match pid {
+                Ok(Some(pid)) if self.listed < MAX_PROCESSES => {
+                    self.listed += 1;
+                    pids.push(pid);
+                }
+                Ok(Some(_)) => self.left_out += 1,
+                Ok(None) => {}
+                Err(errno) => self.failed = Some(errno),
+            }
         }
-    })?;
-    Ok((pids, more))
+    }
+
+    /// How many there were beyond [`MAX_PROCESSES`].
+    fn end(self, proc: &Root) -> Result<usize, ReadError> {
+        self.failed.map_or(Ok(self.left_out), |errno| Err(ReadError::new(proc.path(""), errno)))
+    }
+}
+
+fn pid_of(name: &[u8]) -> Option<Pid> {
+    let pid = name.iter().all(u8::is_ascii_digit).then(|| scan::number(name))??;
+    Pid::try_from(pid).ok()
 }
 
 /// Threads in /proc/loadavg's "running/all" beyond those of the processes found; 0 within what begins and
@@ -377,8 +461,8 @@ mod tests {
     fn many_threads_read_what_one_reads() {
         let fake = (1..=300).fold(FakeRoot::new(), |fake, n| fake.process(n * 7, small()));
         let root = Root::at(fake.path()).unwrap();
-        let one = Processes::read_with(&root, 1).unwrap();
-        let many = Processes::read_with(&root, 4).unwrap();
+        let one = Processes::read_with(&root, 1, || ()).unwrap().0;
+        let many = Processes::read_with(&root, 4, || ()).unwrap().0;
         assert_eq!(one.all.len(), 300);
         assert_eq!(one.all, many.all);
     }
