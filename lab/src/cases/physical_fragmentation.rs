@@ -36,14 +36,16 @@ pub(super) const CASES: &[Case] = &[
 const MADV_DONTNEED_LOCKED: i32 = 24;
 
 /// What is left of the high orders before the comb is cut; below it the kernel's reserves begin.
-const LEAST: Bytes = Bytes::from_mib(16);
+const LEAST: Bytes = Bytes::from_mib(4);
 
 /// How much is taken at a time.
-const PART: Bytes = Bytes::from_mib(4);
+const PART: Bytes = Bytes::from_mib(1);
 
 /// Fills the box with pages that compaction may not move, and gives back all but one in `keep`.
 fn comb(stage: &mut Stage, keep: usize) -> Result<()> {
     stage.set("/proc/sys/vm/compact_unevictable_allowed", "0")?;
+    // Else kcompactd mends some of it while it is made.
+    stage.set("/proc/sys/vm/compaction_proactiveness", "0")?;
     // khugepaged sets 3% of a small box aside (mm/khugepaged.c, set_recommended_min_free_kbytes), all of it
     // in high orders.
     stage.set("/proc/sys/vm/min_free_kbytes", "4096")?;
@@ -64,7 +66,7 @@ fn comb(stage: &mut Stage, keep: usize) -> Result<()> {
     stage.hold(parts);
     let (low, high) = free_by_order()?;
     stage.bytes("free_low_orders", low);
-    stage.at_most("free_high_orders", high, Bytes(low.0 / 20))
+    stage.at_most("free_high_orders", high, Bytes(low.0 / 64))
 }
 
 /// Free bytes below and from order 4 on, outside the DMA zone, whose 16 MB nobody else gets

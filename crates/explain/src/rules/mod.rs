@@ -236,13 +236,17 @@ mod testing {
     }
 
     pub(super) fn causes(sample: &HostSample) -> Vec<Cause> {
+        found(sample).iter().map(|finding| finding.cause).collect()
+    }
+
+    pub(super) fn found(sample: &HostSample) -> Vec<Finding> {
         let ledger = ledger::host(sample, Vec::new(), Vec::new());
         let findings = host(&alone(sample, &ledger, &SharedMemory::default()));
         for finding in &findings {
             assert!(!finding.evidence.is_empty() && !finding.not.is_empty(), "{finding:?}");
             assert!(finding.returnable <= finding.bytes, "{finding:?}");
         }
-        findings.iter().map(|finding| finding.cause).collect()
+        findings
     }
 
     #[test]

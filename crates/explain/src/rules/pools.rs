@@ -70,6 +70,17 @@ pub(super) fn fragmented(host: &Host) -> Vec<Finding> {
             "/proc/buddyinfo",
             format!("node {} zone {}: free blocks by order {}", zone.node, zone.name, blocks.join(" ")),
         );
+        finding = match zone.fragmentation_index.get(HIGH_ORDER) {
+            Some(index @ 0..) => finding.evidence(
+                "/sys/kernel/debug/extfrag/extfrag_index",
+                format!(
+                    "zone {}, order {HIGH_ORDER}: {:.3}; the nearer to 1, the smaller the pieces",
+                    zone.name,
+                    f64::from(*index) / 1000.0
+                ),
+            ),
+            _ => finding,
+        };
     }
     vec![
         finding
@@ -118,7 +129,7 @@ pub(super) fn strict_overcommit(host: &Host) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{causes, gib, healthy};
+    use super::super::testing::{causes, found, gib, healthy};
     use super::*;
     use ebbtide_observe::host::HugePool;
 
@@ -148,6 +159,8 @@ mod tests {
         };
         s.zones.zones = vec![zone(vec![426_212, 90_000, 30_000, 2_000, 100, 0, 0, 0, 0, 0, 0])];
         assert_eq!(causes(&s), [Cause::PhysicalFragmentation]);
+        s.zones.zones[0].fragmentation_index = vec![-1000, -1000, -1000, -1000, 979];
+        assert!(found(&s)[0].evidence.iter().any(|evidence| evidence.says.contains("0.979")));
         s.zones.zones = vec![zone(vec![426_212, 90_000, 30_000, 2_000, 1167, 50, 20, 10, 10, 10, 100])];
         assert_eq!(causes(&s), [], "enough large blocks");
         s.zones.zones = vec![zone(vec![9_000, 90, 0, 0, 0, 0, 0, 0, 0, 0, 0])];

@@ -1,4 +1,5 @@
-//! /proc/zoneinfo, /proc/buddyinfo and /proc/pagetypeinfo: the page allocator's zones (mm/vmstat.c).
+//! /proc/zoneinfo, /proc/buddyinfo, /proc/pagetypeinfo and debugfs's extfrag/extfrag_index: the page allocator's
+//! zones (mm/vmstat.c).
 
 use crate::{Bytes, Pages, ReadError, Root, scan};
 
@@ -24,6 +25,10 @@ pub struct Zone {
     pub pcp: Pages,
     /// Free blocks of 2^i pages (/proc/buddyinfo); empty where that was not read.
     pub free_blocks: Vec<u64>,
+    /// Why an allocation of 2^i pages would fail, in thousandths (extfrag_index): 1000 as the free memory is in
+    /// splinters, 0 as there is too little of it, -1000 where it would not fail. Empty without debugfs, root, or
+    /// CONFIG_COMPACTION.
+    pub fragmentation_index: Vec<i16>,
 }
 
 impl Zone {
@@ -87,6 +92,18 @@ impl Zones {
 
     /// Adds the free blocks of /proc/buddyinfo to the zones of the same name.
     pub fn add_buddyinfo(&mut self, text: &[u8]) {
+        self.each_row(text, |zone, by_order| zone.free_blocks = by_order.map_while(scan::number).collect());
+    }
+
+    /// Adds the figures of extfrag_index to the zones of the same name.
+    pub fn add_extfrag_index(&mut self, text: &[u8]) {
+        self.each_row(text, |zone, by_order| {
+            zone.fragmentation_index = by_order.map_while(thousandths).collect();
+        });
+    }
+
+    /// Calls `each` with the zone and the words by order, 32 at most, of every "Node 0, zone Normal ..." in `text`.
+    fn each_row<'t>(&mut self, text: &'t [u8], each: impl Fn(&mut Zone, &mut dyn Iterator<Item = &'t [u8]>)) {
         for line in scan::lines(text) {
             let Some((node, rest)) = scan::key_value(line, b',') else { continue };
             let node = node.strip_prefix(b"Node ").and_then(scan::number);
@@ -95,12 +112,12 @@ impl Zones {
             let zone =
                 self.zones.iter_mut().find(|z| Some(u64::from(z.node)) == node && z.name.as_bytes() == name);
             if let Some(zone) = zone {
-                zone.free_blocks = words.take(32).map_while(scan::number).collect();
+                each(zone, &mut words.take(32));
             }
         }
     }
 
-    /// Reads /proc/zoneinfo and /proc/buddyinfo.
+    /// Reads /proc/zoneinfo, /proc/buddyinfo and, where it may be read, extfrag_index.
     pub fn read(root: &Root) -> Result<Zones, ReadError> {
         let mut zones = Zones::default();
         root.each_line("proc/zoneinfo", |line| {
@@ -111,6 +128,9 @@ impl Zones {
         if let Ok(text) = root.read("proc/buddyinfo", &mut buf) {
             zones.add_buddyinfo(text);
         }
+        if let Ok(text) = root.read("sys/kernel/debug/extfrag/extfrag_index", &mut buf) {
+            zones.add_extfrag_index(text);
+        }
         Ok(zones)
     }
 
@@ -118,6 +138,14 @@ impl Zones {
     pub fn pcp(&self) -> Bytes {
         self.zones.iter().map(|zone| zone.pcp).sum::<Pages>().bytes()
     }
+}
+
+/// "-1.000" as -1000.
+fn thousandths(word: &[u8]) -> Option<i16> {
+    let (sign, digits) = word.strip_prefix(b"-").map_or((1, word), |digits| (-1, digits));
+    let (whole, rest) = scan::key_value(digits, b'.')?;
+    let value = scan::number(whole)?.checked_mul(1000)?.checked_add(scan::number(rest)?)?;
+    (rest.len() == 3).then(|| i16::try_from(value).ok().map(|value| sign * value))?
 }
 
 /// Free blocks by mobility, from /proc/pagetypeinfo (readable by root): for each order, the free blocks in
@@ -190,6 +218,13 @@ mod tests {
     }
 
     #[test]
+    fn why_an_allocation_would_fail() {
+        let mut zones = Zones::parse(ZONEINFO);
+        zones.add_extfrag_index(b"Node 0, zone    DMA32 -1.000 0.000 0.497 0.983 \nNode 1, zone DMA32 0.1\n");
+        assert_eq!(zones.zones[0].fragmentation_index, [-1000, 0, 497, 983]);
+    }
+
+    #[test]
     fn this_machines_zones_are_within_mem_total() {
         let root = Root::live().unwrap();
         let managed: Pages = Zones::read(&root).unwrap().zones.iter().map(|z| z.managed).sum();
@@ -211,6 +246,7 @@ mod tests {
         fn never_panics(text: Vec<u8>) {
             let mut zones = Zones::parse(&text);
             zones.add_buddyinfo(&text);
+            zones.add_extfrag_index(&text);
             let _ = (zones.pcp(), PageTypes::parse(&text));
         }
     }
