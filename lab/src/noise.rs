@@ -53,19 +53,17 @@ fn busy(stage: &mut Stage) -> Result<()> {
 
 /// A process with 1 MiB of its own that waits.
 fn small(stage: &mut Stage) -> Result<()> {
-    let actor = Actor::ready(|line| {
-        let mut own = Region::anon(Bytes::from_mib(1), Kind::Private)?;
-        own.write_every(PAGE, own.all());
-        line.ready()?;
-        line.park()
-    })?;
-    stage.cast(actor);
-    Ok(())
+    filled(stage, Bytes::from_mib(1))
 }
 
 /// A process that uses `len` of its own, all of it.
 fn anon(stage: &mut Stage, len: Bytes) -> Result<()> {
     let len = stage.size(len);
+    filled(stage, len)
+}
+
+/// A process with `len` of its own, written from end to end, that waits.
+fn filled(stage: &mut Stage, len: Bytes) -> Result<()> {
     let actor = Actor::ready(|line| {
         let mut own = Region::anon(len, Kind::Private)?;
         own.write_every(PAGE, own.all());

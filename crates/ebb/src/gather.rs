@@ -54,8 +54,7 @@ pub(crate) fn deleted_mapped(
 /// Shared memory by its objects, looked for only where shmem is not explained by what processes map: it costs half
 /// of what reading all rollups does.
 pub(crate) fn shared(root: &Root, sample: &HostSample, processes: &Processes) -> SharedMemory {
-    let mapped = processes.all.iter().filter_map(|p| p.counters()).map(|c| c.pss_shmem).sum();
-    if sample.meminfo.shmem - mapped < FLOOR {
+    if sample.meminfo.shmem - SharedMemory::mapped(&processes.all) < FLOOR {
         return SharedMemory::default();
     }
     SharedMemory::read(root, processes)

@@ -147,6 +147,11 @@ impl SharedMemory {
         memory
     }
 
+    /// The shared memory that `processes` map: what shmem has beyond it, nobody has mapped.
+    pub fn mapped(processes: &[ProcSample]) -> Bytes {
+        processes.iter().filter_map(ProcSample::counters).map(|counters| counters.pss_shmem).sum()
+    }
+
     fn find_files(&mut self, proc: &Root, processes: &Processes) {
         let users: Vec<&ProcSample> = processes.all.iter().filter(|p| !p.stat.is_kernel_thread()).collect();
         let threads = std::thread::available_parallelism().map_or(1, usize::from);

@@ -23,7 +23,7 @@ pub(crate) fn growth(out: &mut String, page: Page, growth: &Growth, all: bool) {
         wrap(out, page, 2, 4, &format!("level: {}", names.join(", ")));
     }
     if let Some(first) = short.first() {
-        wrap(out, page, 2, 4, &first.verdict.to_string());
+        wrap(out, page, 2, 4, &format!("{}: whether anything grows was not seen", first.verdict));
     }
 }
 

@@ -5,12 +5,12 @@
 
 use super::{Host, Subject, worth};
 use crate::{Cause, Finding, count};
-use ebbtide_observe::shared::{SharedFile, SharedKind};
+use ebbtide_observe::shared::{SharedFile, SharedKind, SharedMemory};
 use ebbtide_observe::{Bytes, Escaped};
 
 pub(super) fn rule(host: &Host) -> Vec<Finding> {
     let mem = &host.sample.meminfo;
-    let mapped: Bytes = host.processes.iter().filter_map(|p| p.counters()).map(|c| c.pss_shmem).sum();
+    let mapped = SharedMemory::mapped(host.processes);
     let unreadable = host.processes.iter().any(|p| p.counters().is_none());
     let unmapped = mem.shmem - mapped;
     let deleted: Bytes = host.deleted_mapped.iter().map(|(_, _, bytes)| *bytes).sum();
