@@ -18,8 +18,9 @@ const BLOCKS_MOST: usize = 1 << 20;
 const READS_MOST: usize = 3;
 
 impl Cache {
-    /// Whether `content` may be a cache with blocks in it: a list has a head exactly where its count says so.
-    pub(super) fn is_possible(&self, content: &[u8]) -> bool {
+    /// Whether `content` may be a cache: a list has a head exactly where its count says so, and there is one
+    /// unless it `may_be_empty`.
+    pub(super) fn is_possible(&self, content: &[u8], may_be_empty: bool) -> bool {
         let mut filled = 0;
         for bin in 0..self.bins {
             let Some(head) = self.head(content, bin) else { return false };
@@ -30,7 +31,7 @@ impl Cache {
             }
             filled += usize::from(head != 0);
         }
-        filled > 0
+        filled > 0 || may_be_empty
     }
 
     fn head(&self, content: &[u8], bin: usize) -> Option<u64> {
@@ -50,6 +51,15 @@ impl Cache {
     }
 }
 
+/// A chunk that may hold a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub(super) chunk: u64,
+    /// Whether it is the first of its arena, as the cache of the thread that made the arena is. There an empty
+    /// cache is known, too; elsewhere it is any block of zeroes.
+    pub(super) is_first: bool,
+}
+
 /// A cache found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
@@ -67,19 +77,19 @@ pub(super) fn find(
     reader: &mut Reader<'_>,
     layout: &Layout,
     count_most: u64,
-    candidates: &[u64],
+    candidates: &[Candidate],
     is_heap: impl Fn(u64) -> bool,
 ) -> Result<(Vec<Found>, u64), Fault> {
     let mut found: Vec<Found> = Vec::new();
     let (mut blocks, mut reread) = (0, 0);
     let attempts = if reader.source().is_still() { 1 } else { READS_MOST };
-    for &chunk in candidates {
+    for &candidate in candidates {
         for attempt in 0..attempts {
             if attempt > 0 {
                 reader.refresh();
                 reread += 1;
             }
-            if let Some(cache) = read(reader, layout, count_most, chunk, &is_heap)? {
+            if let Some(cache) = read(reader, layout, count_most, candidate, &is_heap)? {
                 blocks += cache.blocks.len();
                 found.push(cache);
                 break;
@@ -92,11 +102,11 @@ pub(super) fn find(
     let shared_keys = layout.caches.iter().any(|cache| cache.key == Key::Shared);
     if shared_keys {
         let mut keys: HashMap<u64, usize> = HashMap::new();
-        for cache in &found {
+        for cache in found.iter().filter(|cache| !cache.blocks.is_empty()) {
             *keys.entry(cache.key).or_default() += cache.blocks.len();
         }
         let key = keys.into_iter().max_by_key(|&(key, blocks)| (blocks, key)).map(|(key, _)| key);
-        found.retain(|cache| Some(cache.key) == key);
+        found.retain(|cache| cache.blocks.is_empty() || Some(cache.key) == key);
     }
     // A block is in one cache; a second claim to it is a leftover's.
     let mut taken = HashSet::new();
@@ -115,15 +125,16 @@ fn read(
     reader: &mut Reader<'_>,
     layout: &Layout,
     count_most: u64,
-    chunk: u64,
+    candidate: Candidate,
     is_heap: &impl Fn(u64) -> bool,
 ) -> Result<Option<Found>, Fault> {
+    let Candidate { chunk, is_first } = candidate;
     let Some(size) = word(reader, chunk + 8)?.map(|field| field & !FLAGS) else { return Ok(None) };
     let Some(cache) = layout.caches.iter().find(|cache| cache.chunk() == size) else { return Ok(None) };
     let structure = chunk + HEADER;
     let mut content = Vec::new();
     match reader.copy(structure..structure + cache.size() as u64, &mut content) {
-        Ok(()) if cache.is_possible(&content) => {}
+        Ok(()) if cache.is_possible(&content, is_first) => {}
         Ok(()) | Err(Fault::Swapped(_) | Fault::Unmapped(_)) => return Ok(None),
         Err(fault) => return Err(fault),
     }
@@ -150,7 +161,7 @@ fn read(
             return Ok(None);
         }
     }
-    Ok((!found.blocks.is_empty()).then_some(found))
+    Ok((is_first || !found.blocks.is_empty()).then_some(found))
 }
 
 /// Where the block at `block` leads, its key, and its chunk's size, if it can be a cached block.

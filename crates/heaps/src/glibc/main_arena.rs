@@ -81,7 +81,7 @@ impl Main {
             let end = self.part(walk, base, first, whole.end, &mut parts)?;
             // Other code's memory lies between a fence and the next part.
             match walk.next_part(end, whole.end)? {
-                Some((next, _)) => (base, first) = (next, next),
+                Some(next) => (base, first) = (next, next),
                 None => break,
             }
         }
@@ -128,15 +128,22 @@ impl Main {
         parts: &mut Vec<Range<u64>>,
     ) -> Result<(), Fault> {
         let page = page_size().0;
-        let limit = if range.contains(&self.top) { self.top_end.min(range.end) } else { range.end };
+        // Newer parts lie below older ones, so there may be some behind the top.
+        let limit_from = |at: u64| match (at..range.end).contains(&self.top) {
+            true => self.top_end.min(range.end),
+            false => range.end,
+        };
         let mut at = range.start.next_multiple_of(page);
         let mut pages = PAGES_MOST;
-        while at < limit && pages > 0 && parts.len() < PARTS_MOST {
+        while at < range.end && pages > 0 && parts.len() < PARTS_MOST {
             pages -= 1;
+            let limit = limit_from(at);
             let is_part = walk.may_begin(at, limit)?
-                && walk
-                    .ending(at, limit)?
-                    .is_some_and(|end| end == self.top_end || end % page == 0 && end < limit);
+                && match walk.ending(at, limit)? {
+                    Some(Ending::Fence(end)) => end % page == 0,
+                    Some(Ending::End) => limit == self.top_end,
+                    None => false,
+                };
             at = match is_part {
                 true => self.part(walk, at, at, limit, parts)?.next_multiple_of(page),
                 false => at + page,

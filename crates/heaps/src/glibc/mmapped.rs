@@ -103,12 +103,13 @@ impl Search<'_, '_, '_> {
     /// Takes blocks one behind the other from `at`; returns where there is none.
     fn follow(&mut self, mut at: u64, end: u64, alignments: Range<u32>) -> Result<u64, Fault> {
         while at < end && !self.is_complete() {
-            let mut found = None;
-            for lead in alignments.clone().filter_map(|log| lead(at, log, end)) {
-                found = self.block(at, lead, end)?;
-                if found.is_some() {
-                    break;
-                }
+            // memalign leaves the header at the start as it was, and puts another one before the content.
+            let mut found: Option<Block> = None;
+            for log in alignments.clone() {
+                let limit = found.as_ref().map_or(end, |block| block.range.end);
+                let Some(lead) = lead(at, log, limit) else { continue };
+                let block = self.block(at, lead, limit)?;
+                found = block.filter(|block| found.is_none() || block.range.end == limit).or(found);
             }
             let Some(block) = found else { break };
             at = block.range.end;

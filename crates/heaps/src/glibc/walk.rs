@@ -9,6 +9,7 @@
 //! chunks begins. Bytes in between are counted by no name.
 
 use super::arena::Span;
+use super::cache::Candidate;
 use super::layout::{Cache, FLAGS, HEADER, Layout, MIN_CHUNK, MMAPPED, PREV_IN_USE};
 use super::marks::Marks;
 use crate::account::Account;
@@ -46,7 +47,7 @@ pub(super) struct Findings {
     pub(super) certainty: Certainty,
     pub(super) corruptions: Vec<Corruption>,
     /// Chunks that may hold a thread's cache.
-    pub(super) caches: Vec<u64>,
+    pub(super) caches: Vec<Candidate>,
     /// Whole resident pages of tops that no trim cuts.
     pub(super) uncut: Bytes,
 }
@@ -90,6 +91,8 @@ struct Books<'s, 'a> {
     small: [u64; (SMALL / 16) as usize],
     /// Freed chunks without a gap, quick lists' among them, as malloc_consolidate would merge them.
     run: Range<u64>,
+    /// The first chunk of the stretch.
+    first: u64,
     cache_sizes: [u64; 2],
     caches: &'static [Cache],
     findings: &'a mut Findings,
@@ -121,6 +124,7 @@ impl<'s, 'a> Walk<'s, 'a> {
             quick_near: false,
             small: [0; (SMALL / 16) as usize],
             run: 0..0,
+            first: 0,
             cache_sizes: [sizes(0), sizes(1)],
             caches: layout.caches,
             findings,
@@ -140,7 +144,7 @@ impl<'s, 'a> Walk<'s, 'a> {
     /// Walks `span`. `cut` is the unit in which trimming would cut its top; `None` where it would not.
     pub(super) fn span(&mut self, span: &Span, cut: Option<u64>) -> Result<Ending, Fault> {
         let (mut at, mut before) = (span.first, 0);
-        self.anchors = [at; 2];
+        (self.anchors, self.books.first) = ([at; 2], at);
         let mut odd = 0;
         loop {
             if at >= span.end {
@@ -334,10 +338,10 @@ impl<'s, 'a> Walk<'s, 'a> {
         }
     }
 
-    /// Where the chunks that begin at `first` end: behind a fence, or at `end`; `None` if they break off.
-    pub(super) fn ending(&mut self, first: u64, end: u64) -> Result<Option<u64>, Fault> {
+    /// How the chunks that begin at `first` end; `None` if they break off.
+    pub(super) fn ending(&mut self, first: u64, end: u64) -> Result<Option<Ending>, Fault> {
         match self.chain(first, end, end)? {
-            Reached::Beyond(_) => Ok(Some(end)),
+            Reached::Beyond(_) => Ok(Some(Ending::End)),
             Reached::Broken(at) if at > first && end - at >= 2 * HEADER => {
                 let mut field = |at| match self.reader.array::<16>(at) {
                     Ok(header) => Ok(field_of(&header)),
@@ -345,21 +349,21 @@ impl<'s, 'a> Walk<'s, 'a> {
                     Err(fault) => Err(fault),
                 };
                 let fence = field(at)? & !FLAGS == 16 && field(at + HEADER)? == 16 | PREV_IN_USE;
-                Ok(fence.then_some(at + 2 * HEADER))
+                Ok(fence.then_some(Ending::Fence(at + 2 * HEADER)))
             }
             Reached::Broken(_) => Ok(None),
         }
     }
 
-    /// The first place at or above `from` from which chunks lead to a fence or to `end`, and where they end.
-    pub(super) fn next_part(&mut self, mut from: u64, end: u64) -> Result<Option<(u64, u64)>, Fault> {
+    /// The first place at or above `from` from which chunks lead to a fence or to `end`.
+    pub(super) fn next_part(&mut self, mut from: u64, end: u64) -> Result<Option<u64>, Fault> {
         while from < end {
             let place = self.next_chain(from, end)?;
             if place >= end {
                 break;
             }
-            if let Some(ending) = self.ending(place, end)? {
-                return Ok(Some((place, ending)));
+            if self.ending(place, end)?.is_some() {
+                return Ok(Some(place));
             }
             from = place + HEADER;
             self.search_left = self.search_left.saturating_sub(HEADER);
@@ -473,12 +477,13 @@ impl Books<'_, '_> {
     fn may_be_cache(&mut self, bytes: &[u8], place: usize, at: u64, size: u64) {
         let content = bytes.get(place + HEADER as usize..).unwrap_or_default();
         let cache = self.caches.iter().find(|cache| cache.chunk() == size);
+        let is_first = at == self.first;
         let possible = cache.is_some_and(|cache| match content.get(..cache.size()) {
-            Some(content) => cache.is_possible(content),
+            Some(content) => cache.is_possible(content, is_first),
             None => true,
         });
         if possible && self.findings.caches.len() < CANDIDATES_MOST {
-            self.findings.caches.push(at);
+            self.findings.caches.push(Candidate { chunk: at, is_first });
         }
     }
 }
