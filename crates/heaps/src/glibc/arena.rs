@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) next: u64,
     /// Bytes taken from the system.
     pub(super) system: u64,
+    /// The most they ever were.
+    system_most: u64,
     /// First and last chunk of each bin, with the address both have when it is empty.
     pub(super) bins: Vec<(u64, u64, u64)>,
 }
@@ -59,6 +61,7 @@ impl State {
             top: word(layout.top)?,
             next: word(layout.next)?,
             system: word(layout.system)?,
+            system_most: word(layout.system + 8)?,
             bins,
         })
     }
@@ -163,7 +166,9 @@ pub(super) fn confirm(
                 Err(fault) => return Err(fault),
             };
             let lists = BINS - state.broken_bins(reader.source()).count();
-            let is_arena = state.is_unused() || (lists >= LISTS_LEAST && state.system.is_multiple_of(4096));
+            // No count of threads is taken for a size.
+            let sized = (4096..=state.system_most).contains(&state.system);
+            let is_arena = state.is_unused() || (lists >= LISTS_LEAST && sized);
             let params = match Parameters::read(reader, claim) {
                 Err(Fault::Unmapped(_) | Fault::Swapped(_)) => None,
                 read => read?,

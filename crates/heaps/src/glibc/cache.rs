@@ -149,6 +149,7 @@ fn read(
                 Key::None => true,
                 Key::Address => key == structure,
                 Key::Shared => key != 0 && (first || key == found.key),
+                Key::Either => key == structure || (key != 0 && (first || key == found.key)),
             };
             if !agrees || !cache.belongs(bin, size) || found.blocks.len() >= BLOCKS_MOST {
                 return Ok(None);

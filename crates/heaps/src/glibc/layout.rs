@@ -43,6 +43,8 @@ pub(super) enum Key {
     Address,
     /// The same in the whole process.
     Shared,
+    /// One of the two, where the version is not known.
+    Either,
 }
 
 impl Cache {
@@ -90,7 +92,9 @@ pub(super) struct Params {
 /// One version's layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
-    /// 36 for glibc 2.36.
+    /// The first version it may be: 36 for glibc 2.36.
+    pub(super) since: u32,
+    /// The last.
     pub(super) minor: u32,
     /// `malloc_state.fastbinsY`, until 2.42.
     pub(super) fast: Option<usize>,
@@ -124,6 +128,40 @@ impl Layout {
         }
     }
 
+    /// The layouts of programs that do not name their version, as static ones do not. `safe_links` is whether
+    /// the program has the messages that came with them.
+    pub(super) fn unnamed(safe_links: bool) -> Vec<Layout> {
+        let range = |since, minor, attached| Layout { since, ..Layout::build(minor, attached) };
+        let caches = |layout, caches| Layout { caches, ..layout };
+        let middle = match safe_links {
+            true => caches(range(32, 34, true), const { &[cache(64, 2, false, Key::Either)] }),
+            false => caches(
+                range(27, 31, true),
+                const { &[cache(64, 1, false, Key::None), cache(64, 2, false, Key::None)] },
+            ),
+        };
+        vec![
+            range(17, 22, false),
+            range(17, 23, true),
+            range(24, 25, true),
+            range(26, 26, true),
+            middle,
+            caches(
+                range(35, 42, true),
+                const { &[cache(64, 2, false, Key::Shared), cache(76, 2, true, Key::Shared)] },
+            ),
+            range(NEWEST, NEWEST, true),
+        ]
+    }
+
+    /// "2.36", "2.35-2.42".
+    pub(super) fn version(&self) -> String {
+        match self.since == self.minor {
+            true => format!("2.{}", self.minor),
+            false => format!("2.{}-2.{}", self.since, self.minor),
+        }
+    }
+
     fn build(minor: u32, attached: bool) -> Layout {
         let fast = match minor {
             ..=26 => Some(0x8),
@@ -135,6 +173,7 @@ impl Layout {
         let bins = top + 16;
         let next = bins + 16 * BINS + 16;
         Layout {
+            since: minor,
             minor,
             fast,
             top,
@@ -189,11 +228,12 @@ impl Params {
     }
 }
 
+const fn cache(bins: usize, count: usize, counts_room: bool, key: Key) -> Cache {
+    Cache { bins, count, counts_room, key }
+}
+
 /// The thread caches that glibc 2.`minor` may have.
 fn caches(minor: u32) -> &'static [Cache] {
-    const fn cache(bins: usize, count: usize, counts_room: bool, key: Key) -> Cache {
-        Cache { bins, count, counts_room, key }
-    }
     match minor {
         ..=25 => &[],
         26..=28 => const { &[cache(64, 1, false, Key::None), cache(64, 2, false, Key::Address)] },
@@ -237,6 +277,27 @@ mod tests {
         }
         assert_eq!(Layout::of(16), []);
         assert_eq!(Layout::of(44), []);
+    }
+
+    #[test]
+    fn every_layout_has_an_unnamed_one() {
+        for named in (17..=NEWEST).flat_map(Layout::of) {
+            let same = |other: &&Layout| {
+                (other.since..=other.minor).contains(&named.minor)
+                    && (other.next, other.system, other.params) == (named.next, named.system, named.params)
+                    && named.caches.iter().all(|cache| {
+                        other
+                            .caches
+                            .iter()
+                            .any(|other| (other.bins, other.count) == (cache.bins, cache.count))
+                    })
+            };
+            let unnamed = Layout::unnamed(named.safe_links);
+            let found = unnamed.iter().find(same);
+            assert!(found.is_some_and(|found| found.heap_info == named.heap_info), "{named:?}");
+        }
+        assert_eq!(Layout::unnamed(true)[5].version(), "2.35-2.42");
+        assert_eq!(Layout::of(36)[0].version(), "2.36");
     }
 
     #[test]

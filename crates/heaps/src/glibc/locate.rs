@@ -3,7 +3,8 @@
 //!
 //! Evidence, all of which must agree: `main_arena.next` starts as a pointer to its own structure, which is a
 //! relocation (RELA, RELR) or a word in .data whose place less its value is the offset of `next`; `mp_` starts
-//! with a pattern of eight known values, found once; and the file names its version. The last word is that of
+//! with a pattern of eight known values, found once; and the file names its version, which a static one does
+//! not: there the structures alone tell a range of versions. The last word is that of
 //! the running process: the arena's bins must be lists ([`super::arena`]).
 
 use super::layout::{Layout, Params};
@@ -28,8 +29,6 @@ const STATIC_FILES_MOST: usize = 4;
 /// A libc in a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Libc {
-    /// "2.36".
-    pub(super) version: String,
     /// Every layout, arena and `mp_` that the file has evidence for; one, but for enterprise distributions.
     pub(super) claims: Vec<Claim>,
 }
@@ -107,19 +106,26 @@ fn inspect(mut file: Box<dyn ReadSeek>, base: u64, must_be_static: bool) -> Opti
         let params = every_params().into_iter();
         (arenas, params.filter_map(|params| Some((params, elf.params(&params)?))).collect::<Vec<_>>())
     };
-    let release = Release::read(&mut file)?;
-    let version = format!("{}.{}", release.major, release.minor);
+    let release = Release::read(&mut file);
+    let layouts = match &release {
+        Release::Named { .. } => release.layouts(),
+        Release::Unnamed { safe_links } if must_be_static => Layout::unnamed(*safe_links),
+        Release::Unnamed { .. } => return None,
+    };
     let mut claims = Vec::new();
-    for layout in release.layouts() {
+    for layout in layouts {
         let params = params.iter().filter(|(params, _)| *params == layout.params);
         for (_, params) in params {
             let arenas = arenas.iter().filter(|(next, _)| *next == layout.next);
             claims.extend(arenas.map(|&(_, arena)| Claim { layout, arena, params: *params }));
         }
     }
-    Some(match claims.is_empty() {
-        true => Located::Unreadable(format!("glibc {version}: its structures are not known")),
-        false => Located::Here(Libc { version, claims }),
+    Some(match (claims.is_empty(), release) {
+        (false, _) => Located::Here(Libc { claims }),
+        (true, Release::Named { major, minor, .. }) => {
+            Located::Unreadable(format!("glibc {major}.{minor}: its structures are not known"))
+        }
+        (true, Release::Unnamed { .. }) => return None,
     })
 }
 
@@ -273,36 +279,44 @@ pub(super) fn word_at(bytes: &[u8], at: usize) -> Option<u64> {
     bytes.get(at..)?.first_chunk().map(|word| u64::from_le_bytes(*word))
 }
 
-/// What the file says it is: "GNU C Library (...) stable release version 2.36".
-struct Release {
-    major: u32,
-    minor: u32,
-    /// Between two releases, numbered 2.42.9000: may have the layout of either.
-    is_snapshot: bool,
+/// What the file says it is.
+enum Release {
+    /// "GNU C Library (...) stable release version 2.36".
+    Named {
+        major: u32,
+        minor: u32,
+        /// Between two releases, numbered 2.42.9000: may have the layout of either.
+        is_snapshot: bool,
+    },
+    /// Static programs have the library without its banner. A message of malloc's tells whether links are safe.
+    Unnamed { safe_links: bool },
 }
 
 impl Release {
-    /// Reads through `file` for its banner, keeping only a part of it at a time.
-    fn read(file: &mut dyn ReadSeek) -> Option<Release> {
+    /// Reads through `file`, keeping only a part of it at a time.
+    fn read(file: &mut dyn ReadSeek) -> Release {
         const STEP: usize = 256 << 10;
-        /// The longest banner; parts of the file overlap by it.
-        const BANNER: usize = 256;
-        file.seek(SeekFrom::Start(0)).ok()?;
-        let (mut part, mut kept) = (vec![0; STEP], 0);
-        let mut read = 0;
-        while read < TEXT_MOST {
-            let n = file.read(&mut part[kept..]).ok().filter(|&n| n > 0)?;
+        /// The longest of what is looked for; parts of the file overlap by it.
+        const LONGEST: usize = 256;
+        const SAFE: &[u8] = b"malloc(): unaligned tcache chunk detected";
+        let mut safe_links = false;
+        let (mut part, mut kept, mut read) = (vec![0; STEP], 0, 0);
+        let mut more = file.seek(SeekFrom::Start(0)).is_ok();
+        while more && read < TEXT_MOST {
+            let Ok(n @ 1..) = file.read(&mut part[kept..]) else { break };
             read += n as u64;
-            let full = &part[..kept + n];
-            if let Some(release) = find(full, b"GNU C Library (").and_then(|at| Release::parse(&full[at..])) {
-                return Some(release);
-            }
             let end = kept + n;
-            let start = end.saturating_sub(BANNER);
+            let banner = find(&part[..end], b"GNU C Library (");
+            if let Some(named) = banner.and_then(|at| Release::parse(&part[at..end])) {
+                return named;
+            }
+            safe_links |= find(&part[..end], SAFE).is_some();
+            let start = end.saturating_sub(LONGEST);
             part.copy_within(start..end, 0);
             kept = end - start;
+            more = kept < STEP;
         }
-        None
+        Release::Unnamed { safe_links }
     }
 
     fn parse(banner: &[u8]) -> Option<Release> {
@@ -315,12 +329,16 @@ impl Release {
             scan::number(&text[..digits]).and_then(|n| u32::try_from(n).ok())
         };
         let (major, minor) = (number()?, number()?);
-        Some(Release { major, minor, is_snapshot: number().is_some_and(|n| n >= 9000) })
+        Some(Release::Named { major, minor, is_snapshot: number().is_some_and(|n| n >= 9000) })
     }
 
     fn layouts(&self) -> Vec<Layout> {
-        let minors = self.minor..=self.minor.saturating_add(u32::from(self.is_snapshot));
-        minors.filter(|_| self.major == 2).flat_map(Layout::of).collect()
+        match *self {
+            Release::Named { major: 2, minor, is_snapshot } => {
+                (minor..=minor.saturating_add(u32::from(is_snapshot))).flat_map(Layout::of).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 }
 

@@ -103,7 +103,7 @@ fn heap(source: &dyn MemorySource, libc: &Libc) -> Result<Option<Heap>, Fault> {
     if !source.is_still() {
         look.is_still_there(&claim)?;
     }
-    Ok(Some(look.heap(libc)))
+    Ok(Some(look.heap()))
 }
 
 impl<'s> Look<'s> {
@@ -274,9 +274,9 @@ impl<'s> Look<'s> {
         }
     }
 
-    fn heap(self, libc: &Libc) -> Heap {
+    fn heap(self) -> Heap {
         let mut heap = Heap::new(Kind::Glibc);
-        heap.version = Some(libc.version.clone());
+        heap.version = Some(self.layout.version());
         let mut figures = Figures::default();
         let mut histogram: BTreeMap<Bytes, SizeClass> = BTreeMap::new();
         for (arena, classes) in self.parts {
