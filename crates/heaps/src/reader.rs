@@ -44,6 +44,13 @@ impl<'s> Reader<'s> {
         self.buf.get(at..at + len).ok_or(Fault::Unmapped(address))
     }
 
+    /// What is at hand from `address` on: at least `len` bytes of it, for `len` up to 4 KiB, and more where
+    /// reads go on upwards. For loops that do not want a call for each word.
+    pub fn ahead(&mut self, address: u64, len: usize) -> Result<&[u8], Fault> {
+        self.bytes(address, len)?;
+        self.buf.get((address - self.start) as usize..).ok_or(Fault::Unmapped(address))
+    }
+
     /// The little-endian word at `address`.
     pub fn u64(&mut self, address: u64) -> Result<u64, Fault> {
         self.array(address).map(u64::from_le_bytes)
@@ -94,7 +101,14 @@ impl<'s> Reader<'s> {
             window.end = window.end.max((window.start + WINDOW as u64).min(area.range.end));
         }
         let mut buf = std::mem::take(&mut self.buf);
-        let read = self.read_into(window.clone(), &mut buf);
+        let mut read = self.read_into(window.clone(), &mut buf);
+        if let Err(Fault::Swapped(at) | Fault::Unmapped(at)) = read
+            && at >= end
+        {
+            // Only what was read in advance is out of reach.
+            window.end = at - at % SHORT as u64;
+            read = self.read_into(window.clone(), &mut buf);
+        }
         if read.is_err() {
             buf.clear();
         }

@@ -1,0 +1,332 @@
+//! The GNU C library's malloc, 2.17 to 2.43, on LP64: arenas, thread caches, quick lists, large blocks, and what
+//! malloc_trim(0) would give back.
+//!
+//! The way through: [`locate`] finds `main_arena` and `mp_` in the libc's file, [`arena`] has the process bear
+//! it out and reads the arenas' books, [`quick`] marks what quick lists hold, [`walk`] goes over every chunk,
+//! [`main_arena`] finds the parts of the main arena, [`mmapped`] large blocks, [`cache`] thread caches.
+//!
+//! malloc_trim(0), read in mtrim and systrim (malloc.c, 2.17 to 2.43): quick lists are merged with what is free
+//! around them (thread caches are not); of every free chunk the whole pages behind its first 48 bytes are given
+//! back; the main arena's top is cut to between one and two pages' worth where the break is still its end; the
+//! tops of thread arenas are left as they are.
+//!
+//! Invariants: figures add up to what is mapped; nothing is called glibc's on one witness.
+
+mod arena;
+mod cache;
+mod layout;
+mod locate;
+mod main_arena;
+mod marks;
+mod mmapped;
+mod quick;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use crate::account::Account;
+use crate::model::{Arena, Figures, Heap, Kind, SizeClass};
+use crate::reader::Reader;
+use crate::source::{Fault, MemorySource};
+use arena::{Parameters, Span, State};
+use ebbtide_observe::Bytes;
+use layout::Layout;
+use locate::{Claim, Libc, Located};
+use main_arena::Main;
+use marks::Marks;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use walk::{CORRUPTIONS_MOST, Findings, Walk};
+
+/// The glibc heaps of `source`: one for each libc in it that was ever asked for memory; none where there is no
+/// glibc, or where its malloc was never used because another one stands in for it. A glibc whose structures
+/// cannot be read or are not known is a heap without figures and with a note that says why.
+///
+/// Errors: [`Fault::Ended`], [`Fault::Denied`] and what the system says else; memory that is not there, is
+/// swapped out or makes no sense is no error but told in the heap.
+pub fn find(source: &dyn MemorySource) -> Result<Vec<Heap>, Fault> {
+    let mut heaps = Vec::new();
+    for located in locate::libcs(source)? {
+        match located {
+            Located::Here(libc) => heaps.extend(heap(source, &libc)?),
+            Located::Unreadable(why) => {
+                let mut heap = Heap::new(Kind::Glibc);
+                heap.notes.push(why);
+                heaps.push(heap);
+            }
+        }
+    }
+    Ok(heaps)
+}
+
+/// An arena's figures and histogram.
+type Part = (Arena, Vec<SizeClass>);
+
+/// One libc's heap being looked at.
+struct Look<'s> {
+    source: &'s dyn MemorySource,
+    layout: Layout,
+    params: Parameters,
+    findings: Findings,
+    parts: Vec<Part>,
+    /// Which part has which addresses.
+    owners: Vec<(Range<u64>, usize)>,
+    claims: Vec<Range<u64>>,
+    notes: Vec<String>,
+}
+
+fn heap(source: &dyn MemorySource, libc: &Libc) -> Result<Option<Heap>, Fault> {
+    let mut reader = Reader::new(source);
+    let Some((claim, main, params)) = arena::confirm(&mut reader, &libc.claims)? else { return Ok(None) };
+    let (threads, broken) = arena::ring(&mut reader, &claim.layout, &main)?;
+    if main.is_unused() && threads.is_empty() && params.n_mmaps == 0 {
+        return Ok(None);
+    }
+    let mut look = Look {
+        source,
+        layout: claim.layout,
+        params,
+        findings: Findings::default(),
+        parts: Vec::new(),
+        owners: Vec::new(),
+        claims: Vec::new(),
+        notes: Vec::new(),
+    };
+    look.findings.corruptions.extend(broken);
+    for bin in main.broken_bins(source).take(CORRUPTIONS_MOST).filter(|_| source.is_still()) {
+        if !main.is_unused() {
+            look.findings.corrupt(bin + layout::HEADER, "a bin of the main arena is no list");
+        }
+    }
+    look.arenas(&main, &threads)?;
+    look.caches()?;
+    if !source.is_still() {
+        look.is_still_there(&claim)?;
+    }
+    Ok(Some(look.heap()))
+}
+
+impl<'s> Look<'s> {
+    /// Walks every arena and the large blocks.
+    fn arenas(&mut self, main: &State, threads: &[State]) -> Result<(), Fault> {
+        let mut reader = Reader::new(self.source);
+        let heap_max = self.layout.heap_max(self.params.huge_page);
+        let mut heaps = Vec::new();
+        for state in threads {
+            let (spans, broken) = arena::heaps(&mut reader, &self.layout, state, heap_max)?;
+            if let Some(broken) = broken.filter(|_| self.source.is_still()) {
+                self.findings.corrupt(broken.address, broken.what);
+            }
+            self.claims.extend(spans.iter().map(|span| span.base..span.claim_end));
+            heaps.push(spans);
+        }
+        let first = Main::new(&mut reader, main, &self.params)?;
+        self.claims.extend(first.iter().map(|first| first.first_part(self.source)));
+        self.claims = merged(std::mem::take(&mut self.claims));
+        let free = mmapped::unclaimed(self.source.areas(), &self.claims);
+        let blocks = match self.params.n_mmaps {
+            0 => Vec::new(),
+            _ => mmapped::find(&mut reader, &self.layout, &self.params, &free)?,
+        };
+        self.claims.extend(blocks.iter().map(|block| block.range.clone()));
+        self.claims = merged(std::mem::take(&mut self.claims));
+        if let Some(first) = first {
+            self.main(main, &first)?;
+        }
+        for (index, (state, spans)) in threads.iter().zip(&heaps).enumerate() {
+            self.thread(state, spans, index + 1)?;
+        }
+        self.blocks(&blocks)
+    }
+
+    fn main(&mut self, state: &State, main: &Main) -> Result<(), Fault> {
+        // Scattered parts are known only after the walk: quick lists may lead anywhere in anonymous memory.
+        let quick = self.quick(state, |address| arena::writable(self.source, address).is_some())?;
+        let free = match state.is_scattered() {
+            true => mmapped::unclaimed(self.source.areas(), &self.claims),
+            false => Vec::new(),
+        };
+        let mut walk = Walk::new(Reader::new(self.source), &self.layout, true, &quick, &mut self.findings);
+        let parts = main.walk(&mut walk, &free)?;
+        let account = walk.close()?;
+        let (start, end) =
+            (parts.first().map_or(0, |part| part.start), parts.last().map_or(0, |part| part.end));
+        let found = match state.is_scattered() {
+            true => parts.iter().map(|part| part.end - part.start).sum(),
+            // Other code's brk memory between its parts counts as the arena's.
+            false => end - start,
+        };
+        self.adds_up("main", state, found);
+        self.enter(account, "main".to_owned(), state.address, parts)
+    }
+
+    fn thread(&mut self, state: &State, spans: &[Span], number: usize) -> Result<(), Fault> {
+        let quick =
+            self.quick(state, |address| spans.iter().any(|span| span.base <= address && address < span.end))?;
+        let mut walk = Walk::new(Reader::new(self.source), &self.layout, false, &quick, &mut self.findings);
+        for span in spans {
+            walk.span(span, None)?;
+            walk.mapped(span.base..span.mapped_end, span.first - span.base)?;
+        }
+        let account = walk.close()?;
+        let name = format!("thread {number}");
+        self.adds_up(&name, state, spans.iter().map(|span| span.end - span.base).sum());
+        self.enter(account, name, state.address, spans.iter().map(|span| span.base..span.end).collect())
+    }
+
+    fn quick(&mut self, state: &State, is_heap: impl Fn(u64) -> bool) -> Result<Marks, Fault> {
+        let mut marks = Marks::default();
+        let mut reader = Reader::new(self.source);
+        quick::mark(&mut reader, &self.layout, state, is_heap, &mut marks, &mut self.findings)?;
+        Ok(marks)
+    }
+
+    /// Says so if an arena's own count of its memory is another than `found`. In a process that runs the two
+    /// are of different moments.
+    fn adds_up(&mut self, name: &str, state: &State, found: u64) {
+        if self.source.is_still() && state.system != found {
+            let (says, found) = (Bytes(state.system), Bytes(found));
+            self.notes
+                .push(format!("arena {name} counts {says} from the system, of which {found} were found"));
+        }
+    }
+
+    /// Closes an arena's account.
+    fn enter(
+        &mut self,
+        mut account: Account<'s>,
+        name: String,
+        address: u64,
+        owned: Vec<Range<u64>>,
+    ) -> Result<(), Fault> {
+        // A figure of zero is known, too.
+        account.trimmable(0..0)?;
+        let (figures, classes) = account.close()?;
+        self.claims.extend(owned.iter().cloned());
+        self.owners.extend(owned.into_iter().map(|range| (range, self.parts.len())));
+        self.parts.push((Arena { address, name, figures }, classes));
+        Ok(())
+    }
+
+    /// Enters the large blocks.
+    fn blocks(&mut self, blocks: &[mmapped::Block]) -> Result<(), Fault> {
+        let (count, sum) =
+            (blocks.len() as u64, blocks.iter().map(|block| block.range.end - block.range.start).sum());
+        if (count, sum) != (self.params.n_mmaps, self.params.mmapped) {
+            let missing = Bytes(self.params.mmapped) - Bytes(sum);
+            self.findings.certainty.unresolved += missing;
+            let (says, all) = (self.params.n_mmaps, Bytes(self.params.mmapped));
+            self.notes.push(format!("{count} of {says} large blocks were found, {} of {all}", Bytes(sum)));
+        }
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let mut account = Account::new(self.source);
+        for block in blocks {
+            account.mapped(block.range.clone())?;
+            account.metadata(block.lead);
+            account.live(block.range.end - block.range.start - block.lead);
+        }
+        self.enter(account, "mmapped".to_owned(), self.params.address, Vec::new())
+    }
+
+    /// Takes thread caches and their blocks off what looked live.
+    fn caches(&mut self) -> Result<(), Fault> {
+        self.owners.sort_by_key(|(range, _)| range.start);
+        let owners = &self.owners;
+        let owner = |address: u64| {
+            let after = owners.partition_point(|(range, _)| range.start <= address);
+            owners[..after].last().filter(|(range, _)| range.contains(&address)).map(|&(_, index)| index)
+        };
+        let mut reader = Reader::new(self.source);
+        let candidates = std::mem::take(&mut self.findings.caches);
+        let count_most = self.params.cache_count;
+        let is_heap = |address| owner(address).is_some();
+        let (found, reread) = cache::find(&mut reader, &self.layout, count_most, &candidates, is_heap)?;
+        self.findings.certainty.reread += reread;
+        for cache in found {
+            if let Some((arena, classes)) = owner(cache.chunk).and_then(|index| self.parts.get_mut(index)) {
+                let figures = &mut arena.figures;
+                figures.live -= Bytes(cache.size);
+                figures.metadata += Bytes(cache.size);
+                not_live(classes, cache.size);
+            }
+            for (chunk, size) in cache.blocks {
+                if let Some((arena, classes)) = owner(chunk).and_then(|index| self.parts.get_mut(index)) {
+                    arena.figures.live -= Bytes(size);
+                    arena.figures.cached += Bytes(size);
+                    if let Some(class) = not_live(classes, size) {
+                        class.free_count += 1;
+                        class.free += Bytes(size);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A process that became another program has other memory at the same addresses: nothing read of it holds.
+    fn is_still_there(&self, claim: &Claim) -> Result<(), Fault> {
+        let mut reader = Reader::new(self.source);
+        match arena::confirm(&mut reader, &[*claim])? {
+            Some(_) => Ok(()),
+            None => Err(Fault::Ended),
+        }
+    }
+
+    fn heap(self) -> Heap {
+        let mut heap = Heap::new(Kind::Glibc);
+        heap.version = Some(self.layout.version());
+        let mut figures = Figures::default();
+        let mut histogram: BTreeMap<Bytes, SizeClass> = BTreeMap::new();
+        for (arena, classes) in self.parts {
+            figures += arena.figures;
+            for class in classes {
+                let sum = histogram
+                    .entry(class.up_to)
+                    .or_insert(SizeClass { up_to: class.up_to, ..Default::default() });
+                sum.live_count += class.live_count;
+                sum.live += class.live;
+                sum.free_count += class.free_count;
+                sum.free += class.free;
+            }
+            heap.arenas.push(arena);
+        }
+        heap.figures = figures;
+        heap.histogram =
+            histogram.into_values().filter(|class| class.live_count + class.free_count > 0).collect();
+        heap.certainty = self.findings.certainty;
+        heap.certainty.still = self.source.is_still();
+        heap.corruptions = self.findings.corruptions;
+        heap.notes = self.notes;
+        if self.findings.uncut > Bytes::from_mib(1) {
+            let uncut = self.findings.uncut;
+            heap.notes
+                .push(format!("the tops of its arenas hold {uncut} that malloc_trim does not give back"));
+        }
+        heap.claims = merged(self.claims);
+        heap
+    }
+}
+
+/// Takes one live block of `size` off its class.
+fn not_live(classes: &mut [SizeClass], size: u64) -> Option<&mut SizeClass> {
+    let index = classes.partition_point(|class| class.up_to < Bytes(size));
+    let class = classes.get_mut(index)?;
+    class.live_count = class.live_count.saturating_sub(1);
+    class.live -= Bytes(size);
+    Some(class)
+}
+
+/// `ranges` in order, those that touch or overlap as one.
+fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut merged: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    for range in ranges.into_iter().filter(|range| range.start < range.end) {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
