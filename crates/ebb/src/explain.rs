@@ -97,6 +97,8 @@ fn process(root: &Root, process: &Process) -> anyhow::Result<Report> {
     let limit = cgroup::limit_of(root, &detail.membership);
     let processes = Processes::read(root)?;
     let fork = ForkSample::read(root, process).ok();
+    let mut unread = detail.unread.clone();
+    let look = gather::look(process, &mut unread);
     let findings = rules::process(&rules::Subject {
         detail: &detail,
         host: &host,
@@ -106,10 +108,11 @@ fn process(root: &Root, process: &Process) -> anyhow::Result<Report> {
         fork: fork.as_ref(),
         cow: &gather::cow_pairs(root, &processes, Some(pid)),
         jvm: process.jvm().ok().flatten().as_ref(),
+        heaps: &look.heaps,
     });
     let name = Escaped(detail.status.name.as_bytes()).to_string();
     let target = Target { kind: "process", name, pid: Some(pid), total: "resident", ..Target::default() };
-    let mut report = Report::new(target, ledger::process(&detail), findings, detail.unread.clone());
+    let mut report = Report::new(target, ledger::process(&detail), findings, unread);
     let beside = ledger::Beside::of(&detail);
     report.beside = Beside(vec![
         ("pss", beside.pss_bytes, "each page divided by the processes that map it"),

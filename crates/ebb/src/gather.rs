@@ -2,13 +2,14 @@
 //! makes suspicious. Every loop here is bounded, so that a report costs little more than its readings.
 
 use ebbtide_explain::rules::{Cgroups, CowPair, caps};
+use ebbtide_heaps::Look;
 use ebbtide_observe::cgroup::{Hierarchy, Version};
 use ebbtide_observe::fork::ForkSample;
 use ebbtide_observe::host::HostSample;
 use ebbtide_observe::host::bpf::BpfObject;
 use ebbtide_observe::process::{Device, Name, ProcSample, Process, Processes, Target, cow};
 use ebbtide_observe::shared::SharedMemory;
-use ebbtide_observe::{Bytes, Root};
+use ebbtide_observe::{Bytes, Root, Unread};
 use std::collections::HashSet;
 
 /// Closer looks of one kind in one report.
@@ -58,6 +59,22 @@ pub(crate) fn shared(root: &Root, sample: &HostSample, processes: &Processes) ->
         return SharedMemory::default();
     }
     SharedMemory::read(root, processes)
+}
+
+/// What is inside the heaps of `process`; empty, and said in `unread`, where nobody may look.
+pub(crate) fn look(process: &Process, unread: &mut Vec<Unread>) -> Look {
+    let what = |what: &str| format!("{what} of pid {}", process.pid());
+    let look = Look::into(process, false).unwrap_or_else(|error| {
+        unread.push(Unread { what: what("the heaps"), why: error.to_string() });
+        Look::default()
+    });
+    unread.extend(
+        look.failed.iter().map(|(walker, fault)| Unread {
+            what: what(&format!("the {walker} heap")),
+            why: fault.to_string(),
+        }),
+    );
+    look
 }
 
 /// Living and dying cgroups of the memory controller.

@@ -96,6 +96,23 @@ pub struct Arena {
     /// Its part of the heap's figures.
     #[serde(flatten)]
     pub figures: Figures,
+    /// What the collector over it counts; `None` where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub collector: Option<Collector>,
+}
+
+/// A garbage collector's own count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Collector {
+    /// All that it has allocated and not freed, garbage included.
+    #[serde(rename = "total_bytes")]
+    pub total: Bytes,
+    /// What its last cycle found alive.
+    #[serde(rename = "estimate_bytes")]
+    pub estimate: Bytes,
+    /// The total at which its next cycle begins.
+    #[serde(rename = "threshold_bytes")]
+    pub threshold: Bytes,
 }
 
 /// How sure the figures are.

@@ -8,6 +8,7 @@ mod accounting;
 pub mod caps;
 mod cgroup;
 mod fork;
+mod heap;
 mod kernel;
 mod memory;
 mod outliving;
@@ -20,6 +21,7 @@ pub use cgroup::{Group, cgroup};
 pub use fork::CowPair;
 
 use crate::{Finding, Ledger};
+use ebbtide_heaps::Heap;
 use ebbtide_observe::Bytes;
 use ebbtide_observe::fork::ForkSample;
 use ebbtide_observe::host::HostSample;
@@ -91,6 +93,8 @@ pub struct Subject<'a> {
     pub cow: &'a [CowPair],
     /// The JVM it runs.
     pub jvm: Option<&'a Jvm>,
+    /// What is inside its heaps; empty where nobody looked.
+    pub heaps: &'a [Heap],
     /// Whether RLIMIT_MEMLOCK does not hold for it (CAP_IPC_LOCK).
     pub may_lock: bool,
 }
@@ -127,13 +131,14 @@ fn limits_exceed_box(subject: &Subject) -> Vec<Finding> {
 
 /// Findings about one process, the answer first.
 pub fn process(subject: &Subject) -> Vec<Finding> {
-    let rules: [fn(&Subject) -> Vec<Finding>; 12] = [
+    let rules: [fn(&Subject) -> Vec<Finding>; 13] = [
         limits_exceed_box,
         fork::refused,
         fork::limits,
         fork::cow_process,
         shared::held,
         runtime::gc_headroom,
+        heap::rule,
         memory::lazily_freed,
         memory::stacks_and_locked,
         memory::page_tables,
@@ -146,7 +151,8 @@ pub fn process(subject: &Subject) -> Vec<Finding> {
     let explains = |heap: &Finding| {
         findings.iter().any(|other| other.cause.urgency() == 1 && other.bytes >= heap.bytes.scaled(0.5))
     };
-    let doubt: Vec<Finding> = runtime::heap(subject).into_iter().filter(|heap| !explains(heap)).collect();
+    let doubt = if heap::is_answered(subject) { heap::huge_blocks(subject) } else { runtime::heap(subject) };
+    let doubt = doubt.filter(|heap| !explains(heap));
     findings.extend(doubt);
     ordered(findings)
 }

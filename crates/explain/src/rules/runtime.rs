@@ -49,7 +49,7 @@ pub(super) fn gc_headroom(subject: &Subject) -> Vec<Finding> {
 
 /// malloc's memory, of which only its own books say what lives. Nothing is said of a process whose memory the
 /// kernel's files explain.
-pub(super) fn heap(subject: &Subject) -> Vec<Finding> {
+pub(super) fn heap(subject: &Subject) -> Option<Finding> {
     let rss = |kind| subject.detail.kinds.get(&kind).map_or(Bytes::ZERO, |total| total.counters.rss);
     let (heap, arenas) = (rss(Kind::Heap), rss(Kind::Arena));
     let malloc = heap + arenas + subject.detail.malloc_blocks;
@@ -57,13 +57,13 @@ pub(super) fn heap(subject: &Subject) -> Vec<Finding> {
         || malloc.share_of(subject.detail.counters.rss) < 0.5
         || subject.jvm.is_some()
     {
-        return Vec::new();
+        return None;
     }
     let summary = format!(
         "{malloc} of its memory is malloc's: whether that lives, or was freed and is kept, fragmented or spread over \
          arenas, only the allocator's own books tell."
     );
-    vec![
+    Some(
         Finding::new(Cause::Undetermined, malloc, 0.5, summary)
             .evidence(subject.file("smaps"), format!("brk heap {heap}, thread arenas {arenas}, large blocks {}", subject.detail.malloc_blocks))
             .evidence(subject.file("status"), format!("VmHWM {}, VmRSS {}", subject.detail.vm.high_water, subject.detail.vm.rss))
@@ -74,5 +74,5 @@ pub(super) fn heap(subject: &Subject) -> Vec<Finding> {
                 Bytes::ZERO,
                 "tells whether it grows; what is free inside, the program's own statistics tell (malloc_info, mallctl)",
             ),
-    ]
+    )
 }

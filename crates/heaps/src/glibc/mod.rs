@@ -204,7 +204,7 @@ impl<'s> Look<'s> {
         let (figures, classes) = account.close()?;
         self.claims.extend(owned.iter().cloned());
         self.owners.extend(owned.into_iter().map(|range| (range, self.parts.len())));
-        self.parts.push((Arena { address, name, figures }, classes));
+        self.parts.push((Arena { address, name, figures, collector: None }, classes));
         Ok(())
     }
 
