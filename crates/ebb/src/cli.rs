@@ -26,6 +26,8 @@ pub(crate) enum Verb {
     Explain(ExplainArgs),
     /// Processes by what they really hold
     Ps(PsArgs),
+    /// Inside a process's heaps: what lives, what is free, what could be given back
+    Heap(crate::heap::HeapArgs),
     /// Who makes the dentries: traces path look-ups for some seconds
     Dentries(crate::dentries::DentriesArgs),
     /// Will fork() succeed, what will it cost, what will copy-on-write add

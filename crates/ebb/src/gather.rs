@@ -63,17 +63,11 @@ pub(crate) fn shared(root: &Root, sample: &HostSample, processes: &Processes) ->
 
 /// What is inside the heaps of `process`; empty, and said in `unread`, where nobody may look.
 pub(crate) fn look(process: &Process, unread: &mut Vec<Unread>) -> Look {
-    let what = |what: &str| format!("{what} of pid {}", process.pid());
     let look = Look::into(process, false).unwrap_or_else(|error| {
-        unread.push(Unread { what: what("the heaps"), why: error.to_string() });
+        unread.push(Unread { what: format!("the heaps of pid {}", process.pid()), why: error.to_string() });
         Look::default()
     });
-    unread.extend(
-        look.failed.iter().map(|(walker, fault)| Unread {
-            what: what(&format!("the {walker} heap")),
-            why: fault.to_string(),
-        }),
-    );
+    unread.extend(look.unread());
     look
 }
 

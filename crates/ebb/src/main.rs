@@ -12,6 +12,7 @@ mod escape;
 mod explain;
 mod fork;
 mod gather;
+mod heap;
 mod host;
 mod ps;
 mod render;
@@ -46,6 +47,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         None => host::run(&cli.host),
         Some(Verb::Explain(args)) => explain::run(&args),
         Some(Verb::Ps(args)) => ps::run(&args),
+        Some(Verb::Heap(args)) => heap::run(&args),
         Some(Verb::Dentries(args)) => dentries::run(&args),
         Some(Verb::Fork(args)) => fork::run(&args),
         Some(Verb::Run(args)) => run::run(&args),

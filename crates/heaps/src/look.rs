@@ -8,7 +8,7 @@ use crate::residency::Residency;
 use crate::source::{Area, Fault, MemorySource};
 use crate::{Live, glibc};
 use ebbtide_observe::process::Process;
-use ebbtide_observe::{Bytes, ReadError};
+use ebbtide_observe::{Bytes, ReadError, Unread};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -66,6 +66,15 @@ impl Look {
     /// The heaps in which a walker found its allocator.
     pub fn known(&self) -> impl Iterator<Item = &Heap> {
         self.heaps.iter().filter(|heap| heap.kind != Kind::Unknown)
+    }
+
+    /// What is missing, and why.
+    pub fn unread(&self) -> Vec<Unread> {
+        let unread = |(walker, fault): &(&str, Fault)| Unread {
+            what: format!("{walker}'s heap"),
+            why: fault.to_string(),
+        };
+        self.failed.iter().map(unread).collect()
     }
 
     /// Whole free pages of all heaps that are resident now.

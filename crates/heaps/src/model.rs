@@ -2,6 +2,7 @@
 
 use ebbtide_observe::Bytes;
 use serde::Serialize;
+use std::fmt::{self, Display};
 use std::ops::Range;
 
 /// Which allocator.
@@ -26,6 +27,21 @@ pub enum Kind {
     Ebbtide,
     /// Memory in which nothing known was found.
     Unknown,
+}
+
+impl Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Kind::Glibc => "glibc",
+            Kind::LuaJit => "luajit",
+            Kind::Jemalloc => "jemalloc",
+            Kind::Mimalloc => "mimalloc",
+            Kind::Tcmalloc => "tcmalloc",
+            Kind::CPython => "cpython",
+            Kind::Ebbtide => "ebbtide",
+            Kind::Unknown => "unknown",
+        })
+    }
 }
 
 /// How a heap's memory divides. `mapped = live + cached + free + metadata + unused`.

@@ -3,6 +3,7 @@
 
 pub mod bpf;
 pub mod fork;
+pub mod freeze;
 pub mod interrupt;
 pub mod pagemap;
 pub mod remote;

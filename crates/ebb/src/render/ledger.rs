@@ -9,8 +9,8 @@ use ebbtide_observe::Bytes;
 /// Lines below this share are summed in one, unless they are asked for.
 const SMALL: f64 = 0.001;
 
-/// Lines that the kernel gives away, or takes back when it needs room: green.
-const TO_BE_HAD: [&str; 4] = ["free", "free-per-cpu", "page-cache", "slab-reclaimable"];
+/// Lines that the kernel gives away, or takes back when it needs room, and what a heap could give back: green.
+const TO_BE_HAD: [&str; 5] = ["free", "free-per-cpu", "page-cache", "slab-reclaimable", "returnable"];
 
 /// More than this share unaccounted for is worth a look.
 const MUCH: f64 = 0.02;
