@@ -47,12 +47,11 @@ impl Libc {
             Libc::StaticPie => ("static-pie".to_owned(), vec!["-static-pie".to_owned()]),
             Libc::Tree(tree) => {
                 let suite = tree.parent().and_then(Path::file_name).unwrap().to_string_lossy();
-                let libs = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"].map(|dir| tree.join(dir));
-                let lib = libs.iter().find(|dir| dir.join("libc.so.6").exists()).expect("a libc in the tree");
-                let loader = lib.join("ld-linux-x86-64.so.2");
+                let lib = tree.join("lib/x86_64-linux-gnu");
                 let options = vec![
                     format!("--sysroot={}", tree.display()),
-                    format!("-Wl,--dynamic-linker={}", loader.display()),
+                    format!("-B{}", tree.join("usr/lib/x86_64-linux-gnu").display()),
+                    format!("-Wl,--dynamic-linker={}", lib.join("ld-linux-x86-64.so.2").display()),
                     format!("-Wl,-rpath,{}", lib.display()),
                 ];
                 (suite.into_owned(), options)
@@ -64,13 +63,11 @@ impl Libc {
         if age(&program) > age(&source) {
             return program;
         }
-        options.extend(
-            ["-O1", "-Wall", "-Wno-deprecated-declarations", "-fno-builtin", "-pthread", "-o"]
-                .map(str::to_owned),
-        );
-        let status = Command::new("gcc").args(&options).arg(&program).arg(&source).status().expect("gcc");
+        let all = ["-O1", "-Wall", "-Wno-deprecated-declarations", "-fno-builtin", "-pthread"];
+        options.extend(all.map(str::to_owned));
+        let status =
+            Command::new("gcc").arg("-o").arg(&program).arg(&source).args(&options).status().expect("gcc");
         assert!(status.success(), "gcc {options:?}");
-        // So that a program is not younger than its source by accident of a slow clock.
         program
     }
 }
