@@ -70,9 +70,11 @@ impl<'s> Residency<'s> {
         let window = start..start.saturating_add(WINDOW);
         self.window = 0..0;
         self.runs.clear();
-        // A stack may lie in the last window below the end of user space, and to ask beyond that is EFAULT.
+        // A stack may lie in the last window below the end of user space, and to ask beyond that is EFAULT; so it is
+        // for [vsyscall], which is listed but lies in the kernel's half.
         let areas = self.source.areas();
-        let below = areas.partition_point(|area| area.range.start < window.end);
+        let user = window.end.min(1 << 63);
+        let below = areas.partition_point(|area| area.range.start < user);
         let end = areas[..below].last().map_or(window.start, |area| area.range.end.min(window.end));
         if window.start < end {
             let runs = &mut self.runs;
@@ -144,10 +146,14 @@ mod tests {
         let (offset, dev) = (Bytes::ZERO, Device::default());
         let stack =
             Area { range: END - (1 << 20)..END, perms, offset, dev, inode: 0, path: b"[stack]".to_vec() };
-        let edge = Edge(vec![stack]);
+        let vsyscall = u64::MAX - 0x9f_ffff;
+        let vsyscall =
+            Area { range: vsyscall..vsyscall + 4096, path: b"[vsyscall]".to_vec(), ..stack.clone() };
+        let edge = Edge(vec![stack, vsyscall.clone()]);
         let mut residency = Residency::new(&edge);
         assert_eq!(residency.present(END - 8192..END), Ok(Bytes(8192)));
         assert_eq!(residency.present(END - (64 << 20)..END), Ok(Bytes(1 << 20)));
+        assert_eq!(residency.present(vsyscall.range), Ok(Bytes::ZERO));
         assert_eq!(residency.present(u64::MAX - 4096..u64::MAX), Ok(Bytes::ZERO));
     }
 }
