@@ -3,6 +3,7 @@
 mod bench;
 mod bench_malloc;
 mod deps;
+mod glibcs;
 mod lab;
 mod man;
 mod tally;

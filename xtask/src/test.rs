@@ -3,6 +3,7 @@
 //! ran nothing, is a failure; what a machine can do is not left out for what it lacks elsewhere.
 
 use crate::deps;
+use crate::glibcs;
 use crate::tally::{Lines, Tally};
 use crate::workspace::cargo;
 use anyhow::{Context, Result};
@@ -26,6 +27,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     deps::provide(tables)?;
     for package in deps::missing(&[deps::TEST]) {
         total.skip(&format!("what needs {package}: not installed"));
+    }
+    for missing in glibcs::provide() {
+        println!("{missing}");
     }
     // Output of tests that pass is shown, because the reasons for skipping are in it.
     let mut workspace = cargo();

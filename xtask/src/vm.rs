@@ -11,7 +11,7 @@ mod initramfs;
 mod kernel;
 mod qemu;
 
-pub(crate) use apt::Release;
+pub(crate) use apt::{Apt, Release};
 pub(crate) use kernel::Kernel;
 
 use anyhow::{Result, ensure};

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use ebbtide_explain::{ledger, rules};
 use ebbtide_observe::fork::ForkSample;
 use ebbtide_observe::host::HostSample;
-use ebbtide_observe::process::{Detail, Process, Processes};
+use ebbtide_observe::process::{Detail, Process, Processes, Status};
 use ebbtide_observe::shared::SharedMemory;
 use ebbtide_observe::{Escaped, ReadError, Root};
 use std::process::ExitCode;
@@ -75,6 +75,15 @@ fn no_such(target: &str, error: ReadError) -> anyhow::Error {
     }
 }
 
+/// An error for what has none.
+pub(crate) fn with_memory(pid: u32, status: &Status) -> anyhow::Result<()> {
+    if status.vm.is_none() {
+        let what = if status.is_kernel_thread() { "a kernel thread" } else { "a zombie: it has ended" };
+        bail!("process {pid} ({}) has no memory of its own, it is {what}", status.name);
+    }
+    Ok(())
+}
+
 fn process(root: &Root, process: &Process) -> anyhow::Result<Report> {
     let pid = process.pid();
     let host = HostSample::read(root)?;
@@ -89,11 +98,7 @@ fn process(root: &Root, process: &Process) -> anyhow::Result<Report> {
         }
         Err(error) => return Err(error.into()),
     };
-    if detail.status.vm.is_none() {
-        let what =
-            if detail.status.is_kernel_thread() { "a kernel thread" } else { "a zombie: it has ended" };
-        bail!("process {pid} ({}) has no memory of its own, it is {what}", detail.status.name);
-    }
+    with_memory(pid, &detail.status)?;
     let limit = cgroup::limit_of(root, &detail.membership);
     let processes = Processes::read(root)?;
     let fork = ForkSample::read(root, process).ok();

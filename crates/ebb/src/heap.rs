@@ -52,6 +52,8 @@ pub(crate) fn run(args: &HeapArgs) -> anyhow::Result<ExitCode> {
     let root = Root::live()?;
     let pid = explain::pid(&root, &args.target)?;
     let process = Process::open(&root, pid).map_err(|error| failed(pid, error.into()))?;
+    let status = process.status().map_err(|error| failed(pid, error.into()))?;
+    explain::with_memory(pid, &status)?;
     if let Some(interval) = args.watch {
         return watch::run(&process, interval, args);
     }
@@ -104,9 +106,6 @@ fn text(page: Page, process: &Process, look: &Look, stop: Option<Duration>, all:
     let mut out = String::new();
     let name = process.stat().map(|stat| stat.name.to_string()).unwrap_or_default();
     out.push_str(&format!("{} (pid {})\n", escape(&name), process.pid()));
-    if look.heaps.is_empty() {
-        out.push_str("\nIt has no memory of its own: a kernel thread, or a process that has ended.\n");
-    }
     let (known, unknown): (Vec<&Heap>, Vec<&Heap>) =
         look.heaps.iter().partition(|heap| heap.kind != Kind::Unknown);
     for heap in known {

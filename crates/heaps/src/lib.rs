@@ -7,6 +7,7 @@
 //! again and, if it still does not, said ([`Certainty`]); a page that is not in memory is never faulted in.
 
 mod account;
+pub mod cpython;
 pub mod glibc;
 mod image;
 mod live;

@@ -47,12 +47,11 @@ impl Libc {
             Libc::StaticPie => ("static-pie".to_owned(), vec!["-static-pie".to_owned()]),
             Libc::Tree(tree) => {
                 let suite = tree.parent().and_then(Path::file_name).unwrap().to_string_lossy();
-                let libs = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"].map(|dir| tree.join(dir));
-                let lib = libs.iter().find(|dir| dir.join("libc.so.6").exists()).expect("a libc in the tree");
-                let loader = lib.join("ld-linux-x86-64.so.2");
+                let lib = tree.join("lib/x86_64-linux-gnu");
                 let options = vec![
                     format!("--sysroot={}", tree.display()),
-                    format!("-Wl,--dynamic-linker={}", loader.display()),
+                    format!("-B{}", tree.join("usr/lib/x86_64-linux-gnu").display()),
+                    format!("-Wl,--dynamic-linker={}", lib.join("ld-linux-x86-64.so.2").display()),
                     format!("-Wl,-rpath,{}", lib.display()),
                 ];
                 (suite.into_owned(), options)
@@ -64,13 +63,11 @@ impl Libc {
         if age(&program) > age(&source) {
             return program;
         }
-        options.extend(
-            ["-O1", "-Wall", "-Wno-deprecated-declarations", "-fno-builtin", "-pthread", "-o"]
-                .map(str::to_owned),
-        );
-        let status = Command::new("gcc").args(&options).arg(&program).arg(&source).status().expect("gcc");
+        let all = ["-O1", "-Wall", "-Wno-deprecated-declarations", "-fno-builtin", "-pthread"];
+        options.extend(all.map(str::to_owned));
+        let status =
+            Command::new("gcc").arg("-o").arg(&program).arg(&source).args(&options).status().expect("gcc");
         assert!(status.success(), "gcc {options:?}");
-        // So that a program is not younger than its source by accident of a slow clock.
         program
     }
 }
@@ -146,7 +143,8 @@ impl Shaped {
     fn malloc_info(&self) -> Vec<Info> {
         let text = std::fs::read_to_string(&self.info).unwrap();
         let total = |heap: &str, kind: &str| -> (u64, u64) {
-            let (_, rest) = heap.split_once(&format!("<total type=\"{kind}\" ")).unwrap();
+            // 2.43 has no quick lists.
+            let Some((_, rest)) = heap.split_once(&format!("<total type=\"{kind}\" ")) else { return (0, 0) };
             let mut quoted = rest.split('"').skip(1).step_by(2).map(|number| number.parse().unwrap());
             (quoted.next().unwrap(), quoted.next().unwrap())
         };
@@ -224,14 +222,18 @@ fn check(libc: &Libc, shape: &'static str, threads: bool) {
         assert!(part.figures.cached.0 >= info.fast, "{name}");
     }
     assert_eq!(figures.free.0 + mallinfo.fast, mallinfo.free, "{name}");
+    // In 2.43 every mremap of a block counts 16 bytes too many, and the shape has four.
+    let miscounts = shape == "large-blocks" && heap.version.as_deref() == Some("2.43");
+    let too_many = if miscounts { 64 } else { 0 };
     let named = figures.live + figures.cached + figures.free + figures.metadata;
     assert_eq!((named + figures.unused), figures.mapped, "{name}");
     // Other code's brk memory counts as mallinfo's, and is not the heap's.
     let foreign = if shape == "gap-in-brk" { Bytes(50008 + 4096) } else { Bytes::ZERO };
-    let all = Bytes(mallinfo.arena + mallinfo.mmapped);
+    let all = Bytes(mallinfo.arena + mallinfo.mmapped - too_many);
     assert!(named <= all && all - named <= foreign, "{name}: {named} of {all}: {:?}", heap.notes);
     let mmapped = heap.arenas.iter().find(|arena| arena.name == "mmapped");
-    assert_eq!(mmapped.map_or(0, |arena| arena.figures.mapped.0), mallinfo.mmapped, "{name}");
+    let mapped = mmapped.map_or(0, |arena| arena.figures.mapped.0);
+    assert_eq!(mapped, mallinfo.mmapped - too_many, "{name}");
 
     // What trimming gives back.
     let resident = shaped.anonymous();

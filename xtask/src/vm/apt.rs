@@ -34,14 +34,14 @@ impl Release {
 }
 
 /// Apt on one release's archive.
-pub(super) struct Apt {
+pub(crate) struct Apt {
     release: Release,
     dir: PathBuf,
 }
 
 impl Apt {
     /// Apt on `release`'s archive; reads the package lists unless that was done before.
-    pub(super) fn new(release: Release) -> Result<Apt> {
+    pub(crate) fn new(release: Release) -> Result<Apt> {
         let dir = target_dir("vm")?.join(release.suite());
         let apt = Apt { release, dir };
         if !apt.dir.join("listed").exists() {
@@ -70,6 +70,8 @@ impl Apt {
         option("Dir::Etc::sourcelist", &self.dir.join("sources.list"));
         option("Dir::Etc::sourceparts", Path::new("-"));
         option("Dir::State::lists", &self.dir.join("lists"));
+        // What is installed here would be preferred to an older release's, and cannot be downloaded.
+        option("Dir::State::status", Path::new("/dev/null"));
         option("Dir::Cache", &self.dir);
         option("Dir::Cache::pkgcache", Path::new(""));
         option("Dir::Cache::srcpkgcache", Path::new(""));
@@ -91,7 +93,7 @@ impl Apt {
 
     /// A directory that holds `packages` unpacked over each other, downloaded if they were not yet. It has the
     /// name of the first.
-    pub(super) fn unpacked(&self, packages: &[&str]) -> Result<PathBuf> {
+    pub(crate) fn unpacked(&self, packages: &[&str]) -> Result<PathBuf> {
         let name = packages.first().context("no package to unpack")?;
         let dir = self.dir.join(name);
         if dir.exists() {
@@ -128,8 +130,10 @@ fn mirror() -> Result<String> {
     let targets = Command::new("apt-get")
         .args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Component: main"])
         .output()
-        .context("apt-get is missing: give a kernel image with --kernel")?;
+        .context("apt-get is missing; a kernel image can be given with --kernel")?;
     let uris = String::from_utf8_lossy(&targets.stdout).into_owned();
     let debian = uris.lines().find(|uri| uri.trim_end_matches('/').ends_with("/debian"));
-    debian.map(str::to_owned).context("apt here has no Debian archive: give a kernel image with --kernel")
+    debian
+        .map(str::to_owned)
+        .context("apt here has no Debian archive; a kernel image can be given with --kernel")
 }

@@ -56,6 +56,9 @@ fn an_ordinary_user_sees_less_and_is_told() {
     assert!(own["rss_bytes"].as_u64() > Some(0) && own["pss_bytes"].as_u64() > Some(0), "{own:#}");
     assert!(copied.as_nobody(&["ps"]).out.contains("~ estimated"));
 
+    for verb in [&["heap", &pid][..], &["heap", &pid, "--freeze"]] {
+        assert!(copied.as_nobody(verb).refused().contains("root"), "{verb:?}");
+    }
     let refused = copied.as_nobody(&["explain", &pid]);
     assert!(refused.refused().contains("its owner or as root"), "{refused:?}");
     assert_eq!(copied.as_nobody(&["causes"]).code, 0);

@@ -7,6 +7,7 @@
 
 mod contracts;
 mod environments;
+mod heap;
 mod programs;
 mod targets;
 

@@ -13,8 +13,13 @@ pub(crate) const HOSTILE: &str = "a) R 1\n\x1b[31m";
 /// What is seen of it.
 pub(crate) const HOSTILE_SHOWN: &str = "a) R 1\\n\\x1b[31m";
 
-pub(crate) const ALL: &[(&str, Program)] =
-    &[("named", named), ("execs", execs), ("mappings", mappings), ("peak of ebb", peak_of_ebb)];
+pub(crate) const ALL: &[(&str, Program)] = &[
+    ("named", named),
+    ("execs", execs),
+    ("mappings", mappings),
+    ("peak of ebb", peak_of_ebb),
+    ("kept", kept),
+];
 
 /// Is called what its argument says, in hexadecimal digits: arguments are text, names need not be.
 fn named(parent: &mut Parent) {
@@ -64,4 +69,15 @@ fn peak_of_ebb(parent: &mut Parent) {
     let peak = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap().max_rss() << 10;
     parent.ready(format!("{} {peak}", status.code().unwrap_or(-1)));
     parent.listen();
+}
+
+/// Has freed 64 MiB of small blocks below one that lives, and answers what it is asked.
+fn kept(parent: &mut Parent) {
+    let mut blocks: Vec<Box<[u8]>> =
+        (0..64 << 10).map(|n| vec![n as u8 | 1; 1000].into_boxed_slice()).collect();
+    blocks.drain(..blocks.len() - 1);
+    parent.ready("");
+    while let Some(asked) = parent.listen() {
+        parent.ready(asked);
+    }
 }

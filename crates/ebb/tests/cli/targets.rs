@@ -23,7 +23,7 @@ fn targets_that_are_none() {
         "self",
         "no such \x1b[31mprocess\n",
     ] {
-        for verb in [&["explain"][..], &["explain", "--for", "10m"], &["fork"]] {
+        for verb in [&["explain"][..], &["explain", "--for", "10m"], &["fork"], &["heap"]] {
             run(ebb(verb).arg(target)).refused();
         }
         assert!(run(ebb(&["ps"]).arg("--").arg(target)).code == 0, "{target:?}");
@@ -52,7 +52,7 @@ fn a_zombie_has_ended() {
     child.make_zombie();
     let pid = child.pid().to_string();
     // Not after ten minutes.
-    for verb in [&["explain", &pid][..], &["explain", &pid, "--for", "10m"]] {
+    for verb in [&["explain", &pid][..], &["explain", &pid, "--for", "10m"], &["heap", &pid]] {
         assert!(run(&mut ebb(verb)).refused().contains("zombie"), "{verb:?}");
     }
     assert!(run(&mut ebb(&["fork", &pid])).refused().contains("it has ended"));
@@ -66,6 +66,7 @@ fn a_kernel_thread_is_the_kernels() {
         return skipped("process 2 is not kthreadd: a pid namespace");
     }
     assert!(run(&mut ebb(&["explain", "2"])).refused().contains("kernel thread"));
+    assert!(run(&mut ebb(&["heap", "2"])).refused().contains("kernel thread"));
     run(&mut ebb(&["fork", "2"])).refused();
 }
 

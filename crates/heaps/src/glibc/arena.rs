@@ -144,7 +144,8 @@ impl Parameters {
             huge_page: params.huge.map_or(0, |huge| word(huge + 8)),
             cache_count: params.cache.map_or(0, |cache| word(cache + 16)),
         };
-        let plausible = found.mmapped.is_multiple_of(4096)
+        let unit = if claim.layout.mmapped_tail() > 0 { 16 } else { 4096 };
+        let plausible = found.mmapped.is_multiple_of(unit)
             && found.n_mmaps <= found.mmapped / 4096
             && found.mmapped < 1 << 57
             && (found.sbrk_base == 0 || writable(reader.source(), found.sbrk_base).is_some());

@@ -31,7 +31,14 @@ impl Cache {
             }
             filled += usize::from(head != 0);
         }
-        filled > 0 || may_be_empty
+        // Room for as many in every list is no block of zeroes.
+        let all_room = self.counts_room && self.raw_count(content, 0) > 0;
+        filled > 0 || may_be_empty || all_room
+    }
+
+    /// Whether a chunk of `size` may hold one: malloc leaves a rest of 16 bytes with the chunk it cuts from.
+    pub(super) fn fits(&self, size: u64) -> bool {
+        size.wrapping_sub(self.chunk()) <= HEADER
     }
 
     fn head(&self, content: &[u8], bin: usize) -> Option<u64> {
@@ -56,7 +63,7 @@ impl Cache {
 pub(super) struct Candidate {
     pub(super) chunk: u64,
     /// Whether it is the first of its arena, as the cache of the thread that made the arena is. There an empty
-    /// cache is known, too; elsewhere it is any block of zeroes.
+    /// cache is known, too; elsewhere, until 2.41, it is any block of zeroes.
     pub(super) is_first: bool,
 }
 
@@ -130,7 +137,7 @@ fn read(
 ) -> Result<Option<Found>, Fault> {
     let Candidate { chunk, is_first } = candidate;
     let Some(size) = word(reader, chunk + 8)?.map(|field| field & !FLAGS) else { return Ok(None) };
-    let Some(cache) = layout.caches.iter().find(|cache| cache.chunk() == size) else { return Ok(None) };
+    let Some(cache) = layout.caches.iter().find(|cache| cache.fits(size)) else { return Ok(None) };
     let structure = chunk + HEADER;
     let mut content = Vec::new();
     match reader.copy(structure..structure + cache.size() as u64, &mut content) {
@@ -162,7 +169,7 @@ fn read(
             return Ok(None);
         }
     }
-    Ok((is_first || !found.blocks.is_empty()).then_some(found))
+    Ok((is_first || cache.counts_room || !found.blocks.is_empty()).then_some(found))
 }
 
 /// Where the block at `block` leads, its key, and its chunk's size, if it can be a cached block.

@@ -164,17 +164,19 @@ impl Search<'_, '_, '_> {
     }
 }
 
-/// Where the chunk of a block at `start` is, aligned to 2^`log`, if that is a place of its own: the content is
-/// aligned, its header of 16 bytes stands before.
+/// Where the chunk of a block at `start` is, aligned to 2^(`log` - 1), if that is a place of its own: the content
+/// is aligned, its header of 16 bytes stands before.
 fn lead(start: u64, log: u32, end: u64) -> Option<u64> {
+    // A chunk at the start itself; 5 stands for no more alignment than any chunk has.
+    let first = start.checked_add(HEADER)?;
+    let aligned = |log: u32| first.checked_add(1)?.checked_next_multiple_of(1 << log);
     let content = match log {
-        // No more alignment than any chunk has.
-        5 => start.checked_add(HEADER)?,
-        // memalign leaves a chunk's room before the one it aligns.
-        _ => start.checked_add(3 * HEADER)?.checked_next_multiple_of(1 << (log - 1))?,
+        5 => first,
+        // Until 2.42 memalign left a chunk's room, 32 bytes, before the one it aligned, so for an alignment of
+        // 32 this is one place and that for 64 the other.
+        _ => aligned(log - 1)?,
     };
     // The same place as with half the alignment is no new one.
-    let new =
-        log <= 6 || content != start.checked_add(3 * HEADER)?.checked_next_multiple_of(1 << (log - 2))?;
+    let new = log <= 6 || Some(content) != aligned(log - 2);
     (new && content < end).then(|| content - HEADER - start)
 }

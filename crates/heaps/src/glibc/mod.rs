@@ -212,7 +212,7 @@ impl<'s> Look<'s> {
     fn blocks(&mut self, blocks: &[mmapped::Block]) -> Result<(), Fault> {
         let (count, sum) =
             (blocks.len() as u64, blocks.iter().map(|block| block.range.end - block.range.start).sum());
-        if (count, sum) != (self.params.n_mmaps, self.params.mmapped) {
+        if count != self.params.n_mmaps || !self.layout.counts_mmapped(self.params.mmapped, sum) {
             let missing = Bytes(self.params.mmapped) - Bytes(sum);
             self.findings.certainty.unresolved += missing;
             let (says, all) = (self.params.n_mmaps, Bytes(self.params.mmapped));
@@ -224,8 +224,9 @@ impl<'s> Look<'s> {
         let mut account = Account::new(self.source);
         for block in blocks {
             account.mapped(block.range.clone())?;
-            account.metadata(block.lead);
-            account.live(block.range.end - block.range.start - block.lead);
+            let books = block.lead + self.layout.mmapped_tail();
+            account.metadata(books);
+            account.live((block.range.end - block.range.start).saturating_sub(books));
         }
         self.enter(account, "mmapped".to_owned(), self.params.address, Vec::new())
     }

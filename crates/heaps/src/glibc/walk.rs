@@ -93,6 +93,7 @@ struct Books<'s, 'a> {
     run: Range<u64>,
     /// The first chunk of the stretch.
     first: u64,
+    /// Sizes of chunks with caches; 0 for none.
     cache_sizes: [u64; 2],
     caches: &'static [Cache],
     findings: &'a mut Findings,
@@ -419,7 +420,9 @@ impl Books<'_, '_> {
             } else if !self.settle(header, base + place as u64, last)? {
                 break Step::Odd;
             }
-            if (size == self.cache_sizes[0]) | (size == self.cache_sizes[1]) {
+            if (size.wrapping_sub(self.cache_sizes[0]) <= HEADER)
+                | (size.wrapping_sub(self.cache_sizes[1]) <= HEADER)
+            {
                 self.may_be_cache(bytes, place, base + place as u64, size);
             }
             last = size;
@@ -476,7 +479,7 @@ impl Books<'_, '_> {
     /// Remembers the chunk at `at` if its content, as far as it is at hand, may be a thread's cache in use.
     fn may_be_cache(&mut self, bytes: &[u8], place: usize, at: u64, size: u64) {
         let content = bytes.get(place + HEADER as usize..).unwrap_or_default();
-        let cache = self.caches.iter().find(|cache| cache.chunk() == size);
+        let cache = self.caches.iter().find(|cache| cache.fits(size));
         let is_first = at == self.first;
         let possible = cache.is_some_and(|cache| match content.get(..cache.size()) {
             Some(content) => cache.is_possible(content, is_first),

@@ -6,6 +6,7 @@
  * nothing: streams have static buffers and are opened before the shape. Uses no function younger than
  * glibc 2.17. */
 #define _GNU_SOURCE
+#include <gnu/libc-version.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -28,12 +29,12 @@ static uint64_t draw(uint64_t below)
     return seed % below;
 }
 
-/* The chunk of a block: mallopt's documentation leaves it out, but usable size ends where the next chunk's own
- * size begins, and in a mapping of its own at its end. */
+/* The chunk of a block: usable size ends where the next chunk's own size begins. In a mapping of its own it ends
+ * with the chunk; from 2.43 the chunk ends 16 bytes before the mapping does, and usable size as with others. */
 static size_t chunk(void *block)
 {
-    size_t mapped = ((size_t *)block)[-1] & 2;
-    return malloc_usable_size(block) + (mapped ? 16 : 8);
+    size_t mapped = ((size_t *)block)[-1] & 2, old = strcmp(gnu_get_libc_version(), "2.43") < 0;
+    return malloc_usable_size(block) + (mapped && old ? 16 : 8);
 }
 
 static void *keep(void *block, size_t size)
