@@ -144,9 +144,12 @@ mod tests {
 
     #[test]
     fn what_is_left_of_a_range() {
-        assert_eq!(without(10..20, &[]), [10..20]);
-        assert_eq!(without(10..20, &[0..5, 8..12, 11..14, 18..30]), [14..18]);
-        assert_eq!(without(10..20, &[12..13]), [10..12, 13..20]);
-        assert_eq!(without(10..20, &[0..40]), []);
+        let left = |claims: &[Range<u64>]| -> Vec<(u64, u64)> {
+            without(10..20, claims).iter().map(|rest| (rest.start, rest.end)).collect()
+        };
+        assert_eq!(left(&[]), [(10, 20)]);
+        assert_eq!(left(&[0..5, 8..12, 11..14, 18..30]), [(14, 18)]);
+        assert_eq!(left(&[5..11, 12..13]), [(11, 12), (13, 20)]);
+        assert_eq!(left(&[5..12, 10..40]), []);
     }
 }

@@ -126,7 +126,7 @@ fn walk_books(
     let (figures, histogram) = walk.account.close()?;
     heap.figures += figures;
     merge(&mut heap.histogram, histogram);
-    heap.arenas.push(Arena { address: books.used, name, figures });
+    heap.arenas.push(Arena { address: books.used, name, figures, collector: None });
     heap.certainty.reread += walk.certainty.reread + agreed.rereads;
     heap.certainty.unresolved += walk.certainty.unresolved;
     heap.corruptions.append(&mut walk.corruptions);
