@@ -1,6 +1,7 @@
 //! The glibc walker against the truth: a C program brings its heap into twenty shapes, tells what it holds and
 //! what mallinfo and malloc_info say, then calls malloc_trim(0). On this host's glibc, statically linked, and on
 //! those of Debian 11 (2.31) and 13 (2.41) where `cargo xtask test` has unpacked them under target/vm.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use ebbtide_heaps::{Corruption, Heap, Live, glibc};
 use ebbtide_observe::process::Process;

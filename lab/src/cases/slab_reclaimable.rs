@@ -24,8 +24,8 @@ pub(super) const CASES: &[Case] = &[
         missing(s, 600_000, 1, SHORT)
     })
     .needs(NEEDS),
-    Case::host("slab-reclaimable/300k", "300,000 stats of missing names", NEGATIVE, |s| {
-        missing(s, 300_000, 1, SHORT)
+    Case::host("slab-reclaimable/400k", "400,000 stats of missing names", NEGATIVE, |s| {
+        missing(s, 400_000, 1, SHORT)
     })
     .needs(NEEDS),
     Case::host(

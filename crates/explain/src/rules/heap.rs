@@ -274,3 +274,115 @@ fn name(heap: &Heap) -> &'static str {
         Kind::Unknown => "an unknown allocator",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{gib, mib};
+    use super::*;
+    use ebbtide_heaps::{Certainty, Collector, Corruption, SizeClass};
+    use ebbtide_observe::host::HostSample;
+    use ebbtide_observe::process::Detail;
+    use ebbtide_observe::shared::SharedMemory;
+
+    /// A heap of 400 MiB in memory of which this much lives, is returnable and is pinned.
+    fn heap(kind: Kind, live: u64, returnable: u64, pinned: u64) -> Heap {
+        let figures = Figures {
+            mapped: mib(400),
+            resident: mib(400),
+            live: mib(live),
+            free: mib(returnable + pinned),
+            returnable: mib(returnable),
+            returnable_by_trim: Some(mib(returnable)),
+            pinned_free: mib(pinned),
+            ..Figures::default()
+        };
+        Heap { figures, ..Heap::new(kind) }
+    }
+
+    fn arena(name: &str, returnable: u64) -> Arena {
+        let figures = Figures { returnable: mib(returnable), ..Figures::default() };
+        Arena { address: 0, name: name.into(), figures, collector: None }
+    }
+
+    fn causes(heap: Heap) -> Vec<Cause> {
+        let mut host = HostSample::default();
+        host.meminfo.mem_total = gib(16);
+        let mut detail = Detail::default();
+        detail.counters.anonymous = mib(400);
+        let subject = Subject {
+            detail: &detail,
+            host: &host,
+            limit: None,
+            shared: &SharedMemory::default(),
+            fork: None,
+            cow: &[],
+            jvm: None,
+            heaps: &[heap],
+            may_lock: false,
+        };
+        let mut findings = rule(&subject);
+        findings.extend(is_answered(&subject).then(|| huge_blocks(&subject)).flatten());
+        for finding in &findings {
+            assert!(!finding.evidence.is_empty() && !finding.not.is_empty(), "{finding:?}");
+            assert!(finding.returnable <= finding.bytes, "{finding:?}");
+        }
+        findings.iter().map(|finding| finding.cause).collect()
+    }
+
+    #[test]
+    fn what_fills_the_heap_is_its_cause() {
+        assert_eq!(causes(heap(Kind::Glibc, 390, 5, 5)), [], "it lives");
+        assert_eq!(causes(heap(Kind::Glibc, 80, 300, 20)), [Cause::AllocatorRetention]);
+        assert_eq!(causes(heap(Kind::Jemalloc, 80, 300, 20)), [Cause::AllocatorRetention]);
+        assert_eq!(causes(heap(Kind::Glibc, 180, 20, 200)), [Cause::HeapFragmentation]);
+        assert_eq!(causes(heap(Kind::Unknown, 80, 300, 20)), [], "nobody looked inside");
+    }
+
+    #[test]
+    fn arenas_that_each_keep_a_peak() {
+        let mut many = heap(Kind::Glibc, 80, 300, 20);
+        many.arenas = vec![arena("main", 20), arena("thread 1", 100), arena("thread 2", 100)];
+        assert_eq!(causes(many.clone()), [Cause::AllocatorRetention], "two are not many");
+        many.arenas.extend([arena("thread 3", 40), arena("thread 4", 40)]);
+        assert_eq!(causes(many.clone()), [Cause::ArenaMultiplication]);
+        many.arenas[0] = arena("main", 290);
+        many.arenas.iter_mut().skip(1).for_each(|arena| arena.figures.returnable = mib(2));
+        assert_eq!(causes(many), [Cause::AllocatorRetention], "the main one has it");
+    }
+
+    #[test]
+    fn a_heap_that_was_not_read_to_the_end_explains_nothing() {
+        let mut torn = heap(Kind::Glibc, 80, 300, 20);
+        torn.certainty = Certainty { unresolved: mib(100), ..Certainty::default() };
+        assert_eq!(causes(torn), []);
+        let mut damaged = heap(Kind::Glibc, 80, 300, 20);
+        damaged.corruptions.push(Corruption { address: 1, what: "a size of 0".into() });
+        assert_eq!(causes(damaged), []);
+    }
+
+    #[test]
+    fn garbage_not_yet_found() {
+        let mut lua = heap(Kind::LuaJit, 390, 5, 5);
+        lua.arenas = vec![arena("state 1", 5)];
+        let count = |total, estimate| {
+            Some(Collector { total: mib(total), estimate: mib(estimate), threshold: mib(2 * estimate) })
+        };
+        lua.arenas[0].collector = count(390, 380);
+        assert_eq!(causes(lua.clone()), [], "what the last cycle found alive");
+        lua.arenas[0].collector = count(390, 10);
+        assert_eq!(causes(lua), [Cause::GcHeadroom]);
+    }
+
+    #[test]
+    fn a_few_huge_blocks_are_doubt() {
+        let mut huge = heap(Kind::Glibc, 390, 5, 5);
+        let class =
+            |up_to, live_count| SizeClass { up_to, live_count, live: mib(380), ..SizeClass::default() };
+        huge.histogram = vec![class(mib(448), 1)];
+        assert_eq!(causes(huge.clone()), [Cause::Undetermined]);
+        huge.histogram = vec![class(mib(2), 190)];
+        assert_eq!(causes(huge.clone()), [], "many");
+        huge.histogram = vec![class(Bytes(64), 6 << 20)];
+        assert_eq!(causes(huge), [], "small");
+    }
+}
