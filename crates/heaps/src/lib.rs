@@ -21,4 +21,4 @@ pub use live::Live;
 pub use model::{Arena, Certainty, Corruption, Figures, Heap, Kind, SizeClass};
 pub use reader::Reader;
 pub use residency::Residency;
-pub use source::{Area, Fault, MemorySource, ReadSeek};
+pub use source::{Area, Fault, MemorySource, PageState, ReadSeek};
