@@ -1,6 +1,7 @@
 //! `ebbtide-benches`: measures ebb beside its peers, all in the same run on the same machine. Started by
 //! `cargo xtask bench`, which builds what is measured and installs the peers.
 
+mod heap;
 mod host;
 mod measure;
 mod rollups;
@@ -21,6 +22,14 @@ struct Args {
 enum Bench {
     /// ebb and ebb ps on a host with many processes
     Host(host::Args),
+    /// The walk of a large glibc heap, beside a plain read of the same memory
+    Heap(heap::Args),
+    /// Hold a heap
+    #[command(hide = true)]
+    HeapHold { shape: heap::Shape, bytes: u64 },
+    /// Look at another process's heap once
+    #[command(hide = true)]
+    HeapLook { way: heap::Way, pid: u32 },
     /// Read every process's smaps_rollup and nothing else: what ebb ps cannot do without
     Rollups,
     /// Run one command and print what it took, as JSON
@@ -33,6 +42,9 @@ enum Bench {
 fn main() -> ExitCode {
     let result = match Args::parse().bench {
         Bench::Host(args) => host::run(&args),
+        Bench::Heap(args) => heap::run(&args),
+        Bench::HeapHold { shape, bytes } => heap::hold(shape, bytes),
+        Bench::HeapLook { way, pid } => heap::look(way, pid),
         Bench::Rollups => rollups::run(),
         Bench::Measure { command } => measure::run(&command),
     };

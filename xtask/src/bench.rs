@@ -16,6 +16,12 @@ pub(crate) struct Args {
 enum Bench {
     /// The allocator beside its peers: what it gives back, and how fast it is
     Malloc(crate::bench_malloc::Args),
+    /// The walk of a large glibc heap, beside a plain read of the same memory
+    Heap {
+        /// Options of `ebbtide-benches heap`, such as --mib or --assert
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// ebb and ebb ps on a host with many processes, beside bare reads, smem and ps_mem
     Host {
         /// Options of `ebbtide-benches host`, such as --assert
@@ -25,10 +31,17 @@ enum Bench {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let options = match &args.bench {
-        Bench::Malloc(args) => return crate::bench_malloc::run(args),
-        Bench::Host { options } => options,
-    };
+    match &args.bench {
+        Bench::Malloc(args) => crate::bench_malloc::run(args),
+        Bench::Heap { options } => {
+            let release = build_release(&["ebbtide-benches"])?;
+            start(Command::new(release.join("ebbtide-benches")).arg("heap").args(options))
+        }
+        Bench::Host { options } => host(options),
+    }
+}
+
+fn host(options: &[String]) -> Result<ExitCode> {
     let missing = deps::provide(&[deps::BENCH])?;
     if !missing.is_empty() {
         println!("not measured beside ebb: {}", missing.join(" "));
@@ -45,7 +58,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
         Err(error) => println!("not measured beside ebb: ps_mem: {error:#}"),
     }
-    let status = bench.args(options).status().context("cannot start ebbtide-benches")?;
+    start(bench.args(options))
+}
+
+/// Runs `bench` and exits as it does.
+fn start(bench: &mut Command) -> Result<ExitCode> {
+    let status = bench.status().context("cannot start ebbtide-benches")?;
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2)))
 }
 

@@ -24,4 +24,4 @@ pub use look::{Look, LookError};
 pub use model::{Arena, Certainty, Collector, Corruption, Figures, Heap, Kind, SizeClass};
 pub use reader::Reader;
 pub use residency::Residency;
-pub use source::{Area, Fault, MemorySource, ReadSeek};
+pub use source::{Area, Fault, MemorySource, PageState, ReadSeek};
