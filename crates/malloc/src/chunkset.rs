@@ -25,6 +25,11 @@ impl ChunkSet {
         }
     }
 
+    /// Where its words are, for readers from outside.
+    pub(crate) fn address(&self) -> usize {
+        self.words.as_ptr().addr()
+    }
+
     fn word(&self, i: usize) -> u64 {
         self.words.get(i).map_or(0, |w| w.load(Relaxed))
     }

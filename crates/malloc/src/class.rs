@@ -108,7 +108,8 @@ const SHAPES: [(u32, u32); CLASSES - 1] = [
 /// Bytes a magazine of one class may hold, at most; two slots at least.
 const MAGAZINE_BYTES: u32 = 32 * 1024;
 
-const fn classes() -> [Class; CLASSES] {
+/// All classes.
+pub(crate) const fn classes() -> [Class; CLASSES] {
     let none = Class { size: 0, magic: 0, slots: 0, pages: 0, bucket_magic: 0, magazine: 0 };
     let mut all = [none; CLASSES];
     let mut i = 0;
@@ -189,7 +190,7 @@ impl Class {
 
     /// Whether the span can be partly used and yet have pages that hold nothing.
     #[inline]
-    pub(crate) fn has_holes(&self) -> bool {
+    pub(crate) const fn has_holes(&self) -> bool {
         self.pages > 1 && self.slots > 1
     }
 }

@@ -32,6 +32,11 @@ pub(crate) struct Magazine {
     slots: [AtomicUsize; MAGAZINE_SLOTS as usize],
 }
 
+/// Where in a [`Heap`] the address of the next one is, for readers from outside.
+pub(crate) const NEXT_AT: usize = core::mem::offset_of!(Heap, next);
+/// Where in a [`Heap`] its magazines are, one for each class.
+pub(crate) const MAGAZINES_AT: usize = core::mem::offset_of!(Heap, magazines);
+
 /// What a push found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pushed {

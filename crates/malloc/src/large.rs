@@ -6,13 +6,14 @@
 //! size in a loop would otherwise pay for faulting in every page each time.
 //!
 //! Invariants: a large block's first page has class [`LARGE`] and its mapped bytes in `record.bits`; its first
-//! chunk's `held` says how many chunks are its own, mapped or not. A cached block has class 0.
+//! chunk's `held` says how many chunks are its own, mapped or not. A cached block has class [`KEPT`], which is
+//! for readers from outside; nothing here asks for it.
 //! Lock order: cache, then page heap.
 
 use crate::bits::CHUNK_PAGES;
 use crate::class::PAGE;
 use crate::lock::Mutex;
-use crate::map::{self, CHUNK, Chunk, LARGE, Page};
+use crate::map::{self, CHUNK, Chunk, KEPT, LARGE, Page};
 use crate::pages::{TAKEN, pages};
 use crate::purge;
 use crate::stats::COUNT;
@@ -114,8 +115,17 @@ fn take_kept(len: usize, align: usize) -> Option<Page> {
         .min_by_key(|(cost, _)| *cost)?;
     let kept = best.1.take()?;
     cache.bytes -= kept.len;
-    COUNT.cached.sub_shared(kept.len as u64);
-    Some(Page::at(kept.page as usize))
+    Some(kept.leave())
+}
+
+impl Kept {
+    /// The block leaves the cache.
+    fn leave(self) -> Page {
+        COUNT.cached.sub_shared(self.len as u64);
+        let page = Page::at(self.page as usize);
+        page.class().store(0, Relaxed);
+        page
+    }
 }
 
 /// Frees a block; its page's class must have been [`LARGE`] and have been set to 0 by the caller.
@@ -134,6 +144,7 @@ fn keep(page: Page, len: usize) -> bool {
     }
     let Some(slot) = cache.kept.iter_mut().find(|k| k.is_none()) else { return false };
     *slot = Some(Kept { page: page.index() as u32, len, turns: 0 });
+    page.class().store(KEPT, Relaxed);
     cache.bytes += len;
     COUNT.cached.add_shared(len as u64);
     true
@@ -157,14 +168,13 @@ pub(crate) fn give_back(turns: u32) -> bool {
             let mut cache = CACHE.lock();
             let due =
                 cache.kept.iter_mut().find(|k| k.is_some_and(|k| k.turns >= turns)).and_then(Option::take);
-            if let Some(kept) = due {
+            due.map(|kept| {
                 cache.bytes -= kept.len;
-                COUNT.cached.sub_shared(kept.len as u64);
-            }
-            due
+                (kept.leave(), kept.len)
+            })
         };
-        let Some(kept) = due else { return any };
-        discard(Page::at(kept.page as usize), kept.len);
+        let Some((page, len)) = due else { return any };
+        discard(page, len);
         any = true;
     }
 }

@@ -29,7 +29,7 @@ mod sys;
 mod tls;
 
 pub use front::{aligned, free, malloc, malloc8, quick, realloc, usable_size, zeroed};
-pub use stats::{Block, COUNT, ClassCount, Counter};
+pub use stats::{Block, COUNT, ClassCount, Counter, Shape, Tables};
 
 use core::alloc::{GlobalAlloc, Layout};
 

@@ -30,13 +30,15 @@ const PAGES: usize = RANGE / PAGE;
 /// Chunks of the range.
 pub(crate) const CHUNKS: usize = RANGE / CHUNK;
 
-const CLASS_AT: usize = RANGE;
-const RECORD_AT: usize = CLASS_AT + PAGES;
-const WIDE_AT: usize = RECORD_AT + PAGES * size_of::<Record>();
-const CHUNK_AT: usize = WIDE_AT + PAGES * size_of::<Wide>();
+pub(crate) const CLASS_AT: usize = RANGE;
+pub(crate) const RECORD_AT: usize = CLASS_AT + PAGES;
+pub(crate) const WIDE_AT: usize = RECORD_AT + PAGES * size_of::<Record>();
+pub(crate) const CHUNK_AT: usize = WIDE_AT + PAGES * size_of::<Wide>();
 /// Tables grow by what this many chunks need.
 const STEP: usize = 32;
 
+/// A class byte that says: the first page of a large block that was freed and waits to be unmapped.
+pub(crate) const KEPT: u8 = 0xfd;
 /// A class byte that says: the first page of a run of pages.
 pub(crate) const RUN: u8 = 0xfe;
 /// A class byte that says: the first page of a large block, which has chunks of its own.
@@ -113,6 +115,7 @@ pub(crate) fn init() -> Result<(), Errno> {
         }
         match extend(STEP) {
             Ok(()) => {
+                COUNT.tables.paged.set(crate::pages::PAGED.address() as u64);
                 COUNT.range_bytes.set(RANGE as u64);
                 COUNT.range_address.set(base as u64);
                 return Ok(());
@@ -176,6 +179,7 @@ pub(crate) fn extend(chunks: usize) -> Result<(), Errno> {
         sys::name_mapping(addr, len, c"ebbtide tables");
     }
     MAP.limit.store(want * CHUNK_PAGES, Ordering::Release);
+    COUNT.tables.pages.set((want * CHUNK_PAGES) as u64);
     Ok(())
 }
 

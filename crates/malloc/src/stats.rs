@@ -6,8 +6,12 @@
 //! is a naturally aligned integer written whole, so each is right by itself; fields of one moment may differ by
 //! what happened between two reads. New fields are added at the end and `size` grows; a change of meaning
 //! changes `version`.
+//!
+//! [`Tables`] says where the tables are from which every block's state can be read, and how to read them.
 
-use crate::class::{CLASSES, Class};
+use crate::bits::CHUNK_PAGES;
+use crate::class::{self, CLASSES, Class, PAGE};
+use crate::{heap, map};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// A number that others may read.
@@ -64,6 +68,101 @@ pub struct ClassCount {
     pub slots_free: Counter,
 }
 
+/// How slots of a class lie in its spans.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Shape {
+    /// Bytes in a slot.
+    pub slot_bytes: u32,
+    /// Slots in a span.
+    pub slots: u32,
+    /// Pages in a span.
+    pub pages: u32,
+    /// 1 if pages that hold nothing are given back also while the rest of the span is used.
+    pub has_holes: u32,
+}
+
+/// How to read the tables from outside.
+///
+/// The range's pages are counted from [`Block::range_address`], [`Tables::page_bytes`] each; a chunk is
+/// [`Tables::chunk_pages`] of them. The tables lie at the offsets `*_at` from the same address and have an entry for
+/// each of the first [`Tables::pages`] pages (the last one: for each chunk).
+///
+/// A chunk whose bit in the set [`Tables::paged`] is set is mapped as a whole. Each of its pages has its bit in the
+/// chunk's first bitmap set, and is free; or else belongs to what begins at it or before it: by its class byte, a
+/// span (a class number; a span's further pages have the same class, and in the second half word of their record
+/// bit 31 and how many pages back it begins), or a run ([`Tables::run_class`] at its first page, pages in its
+/// record's first word, the further pages 0). A page with neither is being given back or made this moment.
+///
+/// Any other chunk may be the first of a large block: its first page's class is [`Tables::large_class`], or
+/// [`Tables::kept_class`] once it is freed and not unmapped yet; bytes in its record's first word. They are mapped
+/// from the chunk's beginning.
+///
+/// A span's free slots have their bits set: the first 64 in the first word of its first page's record, the further
+/// ones in that page's entry of the wide table. A slot whose bit is not set is in the program's hands, unless a
+/// magazine holds its address. All thread heaps are a list from [`Block::heaps`] on, linked at
+/// [`Tables::heap_next_at`]; a magazine is a count (32 bits), a limit (32 bits) and, from its eighth byte on, as
+/// many addresses.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Tables {
+    /// Bytes in a page.
+    pub page_bytes: u32,
+    /// Pages in a chunk.
+    pub chunk_pages: u32,
+    /// Pages that the tables have entries for; the tables are mapped that far.
+    pub pages: Counter,
+    /// Where the class bytes are, from the range's address.
+    pub class_at: u64,
+    /// Where the records are.
+    pub record_at: u64,
+    /// Bytes of a record.
+    pub record_bytes: u64,
+    /// Where the wide bits are.
+    pub wide_at: u64,
+    /// Bytes of an entry of these.
+    pub wide_bytes: u64,
+    /// Where the chunks' entries are.
+    pub chunk_at: u64,
+    /// Bytes of one.
+    pub chunk_bytes: u64,
+    /// Address of the bit set of chunks cut into pages; 0 before the first allocation.
+    pub paged: Counter,
+    /// The class byte of a run's first page.
+    pub run_class: u32,
+    /// The class byte of a large block's first page.
+    pub large_class: u32,
+    /// The class byte of a freed large block's first page.
+    pub kept_class: u32,
+    /// Pointers in a magazine, at most.
+    pub magazine_slots: u32,
+    /// Where in a thread heap the next one's address is.
+    pub heap_next_at: u64,
+    /// Where in a thread heap the magazines are, one for each class.
+    pub heap_magazines_at: u64,
+    /// Bytes of a magazine.
+    pub magazine_bytes: u64,
+    /// The classes' shapes, class 0 empty.
+    pub shape: [Shape; CLASSES],
+}
+
+const fn shapes() -> [Shape; CLASSES] {
+    let mut all = [const { Shape { slot_bytes: 0, slots: 0, pages: 0, has_holes: 0 } }; CLASSES];
+    let classes = class::classes();
+    let mut i = 1;
+    while i < CLASSES {
+        let class = &classes[i];
+        all[i] = Shape {
+            slot_bytes: class.size,
+            slots: class.slots,
+            pages: class.pages,
+            has_holes: class.has_holes() as u32,
+        };
+        i += 1;
+    }
+    all
+}
+
 /// The block. All sizes in the units their names say.
 #[derive(Debug)]
 #[repr(C, align(4096))]
@@ -76,7 +175,7 @@ pub struct Block {
     pub size: u32,
     /// Where the range of all memory handed out begins; 0 before the first allocation.
     pub range_address: Counter,
-    /// Bytes of the range; the tables lie behind it (layout in `map`).
+    /// Bytes of the range; the tables lie behind it, see [`Tables`].
     pub range_bytes: Counter,
     /// Pages mapped for slots and runs.
     pub mapped: Counter,
@@ -96,7 +195,7 @@ pub struct Block {
     pub cached: Counter,
     /// Pages inside partly used spans that were given back.
     pub holes: Counter,
-    /// Address of the first thread heap (layout in `heap`), 0 if none.
+    /// Address of the first thread heap (see [`Tables`]), 0 if none.
     pub heaps: Counter,
     /// Bytes of one thread heap.
     pub heap_bytes: Counter,
@@ -117,6 +216,8 @@ pub struct Block {
     pub classes: u64,
     /// The size classes, class 0 empty.
     pub class: [ClassCount; CLASSES],
+    /// How to read the tables.
+    pub tables: Tables,
 }
 
 /// The process's statistics.
@@ -153,6 +254,27 @@ pub static COUNT: Block = Block {
             slots_free: Counter::new(),
         }
     }; CLASSES],
+    tables: Tables {
+        page_bytes: PAGE as u32,
+        chunk_pages: CHUNK_PAGES as u32,
+        pages: Counter::new(),
+        class_at: map::CLASS_AT as u64,
+        record_at: map::RECORD_AT as u64,
+        record_bytes: size_of::<map::Record>() as u64,
+        wide_at: map::WIDE_AT as u64,
+        wide_bytes: size_of::<map::Wide>() as u64,
+        chunk_at: map::CHUNK_AT as u64,
+        chunk_bytes: size_of::<map::Chunk>() as u64,
+        paged: Counter::new(),
+        run_class: map::RUN as u32,
+        large_class: map::LARGE as u32,
+        kept_class: map::KEPT as u32,
+        magazine_slots: heap::MAGAZINE_SLOTS,
+        heap_next_at: heap::NEXT_AT as u64,
+        heap_magazines_at: heap::MAGAZINES_AT as u64,
+        magazine_bytes: size_of::<heap::Magazine>() as u64,
+        shape: shapes(),
+    },
 };
 
 impl Block {
@@ -173,11 +295,11 @@ impl Block {
                 out * u64::from(Class::of(c).size)
             })
             .sum();
-        slots + self.run_pages.get() * crate::class::PAGE as u64 + self.large.get()
+        slots + self.run_pages.get() * PAGE as u64 + self.large.get()
     }
 
     /// Bytes of mapped pages, large blocks included, tables not.
     pub fn mapped_bytes(&self) -> u64 {
-        self.mapped.get() * crate::class::PAGE as u64 + self.large.get() + self.cached.get()
+        self.mapped.get() * PAGE as u64 + self.large.get() + self.cached.get()
     }
 }
