@@ -179,7 +179,10 @@ pub(crate) fn look(way: Way, pid: u32) -> Result<ExitCode> {
                 for run in runs {
                     for at in run.clone().step_by(buf.len()) {
                         let part = at..run.end.min(at + buf.len() as u64);
-                        live.read_ranges(&[part.clone()], &mut buf[..(part.end - part.start) as usize])?;
+                        live.read_ranges(
+                            std::slice::from_ref(&part),
+                            &mut buf[..(part.end - part.start) as usize],
+                        )?;
                     }
                 }
             }
