@@ -77,6 +77,29 @@ impl Look {
         self.failed.iter().map(unread).collect()
     }
 
+    /// Live blocks and bytes by size class, over all heaps.
+    fn classes(&self) -> BTreeMap<Bytes, (u64, Bytes)> {
+        let mut sums: BTreeMap<Bytes, (u64, Bytes)> = BTreeMap::new();
+        for class in self.heaps.iter().flat_map(|heap| &heap.histogram) {
+            let (count, live) = sums.entry(class.up_to).or_default();
+            *count += class.live_count;
+            *live += class.live;
+        }
+        sums
+    }
+
+    /// The size classes that gained live bytes since `earlier`, most first: (largest size, blocks, bytes).
+    pub fn gained_since(&self, earlier: &Look) -> Vec<(Bytes, u64, Bytes)> {
+        let before = earlier.classes();
+        let gained = self.classes().into_iter().map(|(up_to, (count, live))| {
+            let (count_before, live_before) = before.get(&up_to).copied().unwrap_or_default();
+            (up_to, count.saturating_sub(count_before), live - live_before)
+        });
+        let mut gained: Vec<_> = gained.filter(|(_, _, live)| *live > Bytes::ZERO).collect();
+        gained.sort_by_key(|(_, _, live)| std::cmp::Reverse(*live));
+        gained
+    }
+
     /// Whole free pages of all heaps that are resident now.
     pub fn returnable(&self) -> Bytes {
         self.heaps.iter().map(|heap| heap.figures.returnable).sum()
