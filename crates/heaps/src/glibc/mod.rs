@@ -141,7 +141,8 @@ impl<'s> Look<'s> {
 
     fn main(&mut self, state: &State, main: &Main) -> Result<(), Fault> {
         // Scattered parts are known only after the walk: quick lists may lead anywhere in anonymous memory.
-        let quick = self.quick(state, |address| arena::writable(self.source, address).is_some())?;
+        let quick =
+            self.quick(state, |address| Some(arena::writable(self.source, address)?.range.clone()))?;
         let free = match state.is_scattered() {
             true => mmapped::unclaimed(self.source.areas(), &self.claims),
             false => Vec::new(),
@@ -161,8 +162,9 @@ impl<'s> Look<'s> {
     }
 
     fn thread(&mut self, state: &State, spans: &[Span], number: usize) -> Result<(), Fault> {
-        let quick =
-            self.quick(state, |address| spans.iter().any(|span| span.base <= address && address < span.end))?;
+        let heaps = spans.iter().map(|span| span.base..span.end);
+        let heap_at = |address| heaps.clone().find(|heap: &Range<u64>| heap.contains(&address));
+        let quick = self.quick(state, heap_at)?;
         let mut walk = Walk::new(Reader::new(self.source), &self.layout, false, &quick, &mut self.findings);
         for span in spans {
             walk.span(span, None)?;
@@ -174,10 +176,10 @@ impl<'s> Look<'s> {
         self.enter(account, name, state.address, spans.iter().map(|span| span.base..span.end).collect())
     }
 
-    fn quick(&mut self, state: &State, is_heap: impl Fn(u64) -> bool) -> Result<Marks, Fault> {
+    fn quick(&mut self, state: &State, heap_at: impl Fn(u64) -> Option<Range<u64>>) -> Result<Marks, Fault> {
         let mut marks = Marks::default();
         let mut reader = Reader::new(self.source);
-        quick::mark(&mut reader, &self.layout, state, is_heap, &mut marks, &mut self.findings)?;
+        quick::mark(&mut reader, &self.layout, state, heap_at, &mut marks, &mut self.findings)?;
         Ok(marks)
     }
 
