@@ -248,20 +248,20 @@ impl<'s> Look<'s> {
         let (found, reread) = cache::find(&mut reader, &self.layout, count_most, &candidates, is_heap)?;
         self.findings.certainty.reread += reread;
         for cache in found {
-            if let Some((arena, classes)) = owner(cache.chunk).and_then(|index| self.parts.get_mut(index)) {
-                let figures = &mut arena.figures;
-                figures.live -= Bytes(cache.size);
-                figures.metadata += Bytes(cache.size);
-                not_live(classes, cache.size);
+            let part = owner(cache.chunk).and_then(|index| self.parts.get_mut(index));
+            if let Some((arena, classes)) = part
+                && not_live(&mut arena.figures, classes, cache.size).is_some()
+            {
+                arena.figures.metadata += Bytes(cache.size);
             }
             for (chunk, size) in cache.blocks {
-                if let Some((arena, classes)) = owner(chunk).and_then(|index| self.parts.get_mut(index)) {
-                    arena.figures.live -= Bytes(size);
+                let part = owner(chunk).and_then(|index| self.parts.get_mut(index));
+                if let Some((arena, classes)) = part
+                    && let Some(class) = not_live(&mut arena.figures, classes, size)
+                {
+                    class.free_count += 1;
+                    class.free += Bytes(size);
                     arena.figures.cached += Bytes(size);
-                    if let Some(class) = not_live(classes, size) {
-                        class.free_count += 1;
-                        class.free += Bytes(size);
-                    }
                 }
             }
         }
@@ -312,12 +312,14 @@ impl<'s> Look<'s> {
     }
 }
 
-/// Takes one live block of `size` off its class.
-fn not_live(classes: &mut [SizeClass], size: u64) -> Option<&mut SizeClass> {
+/// Takes one live block of `size` off; its class. Nothing where the walk counted no such block, as in a damaged
+/// heap.
+fn not_live<'c>(figures: &mut Figures, classes: &'c mut [SizeClass], size: u64) -> Option<&'c mut SizeClass> {
     let index = classes.partition_point(|class| class.up_to < Bytes(size));
-    let class = classes.get_mut(index)?;
-    class.live_count = class.live_count.saturating_sub(1);
+    let class = classes.get_mut(index).filter(|class| class.live_count > 0 && class.live >= Bytes(size))?;
+    class.live_count -= 1;
     class.live -= Bytes(size);
+    figures.live -= Bytes(size);
     Some(class)
 }
 
