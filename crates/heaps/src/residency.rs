@@ -58,7 +58,11 @@ impl<'s> Residency<'s> {
             && self.window.contains(&range.start)
         {
             self.asked = range.start;
-            return Ok(if *state == PageState::Present { Bytes(range.end - range.start) } else { Bytes::ZERO });
+            return Ok(if *state == PageState::Present {
+                Bytes(range.end - range.start)
+            } else {
+                Bytes::ZERO
+            });
         }
         self.present_in_runs(range)
     }
