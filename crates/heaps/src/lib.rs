@@ -8,6 +8,7 @@
 
 mod account;
 pub mod cpython;
+pub mod ebbtide;
 pub mod glibc;
 mod image;
 mod live;
@@ -24,4 +25,4 @@ pub use look::{Look, LookError};
 pub use model::{Arena, Certainty, Collector, Corruption, Figures, Heap, Kind, SizeClass};
 pub use reader::Reader;
 pub use residency::Residency;
-pub use source::{Area, Fault, MemorySource, PageState, ReadSeek};
+pub use source::{Area, Fault, MemorySource, PageState, ReadSeek, covered};

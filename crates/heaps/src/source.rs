@@ -86,6 +86,18 @@ pub enum PageState {
     Swapped,
 }
 
+/// Whether areas for which `fits` says yes cover all of `range`.
+pub fn covered(source: &dyn MemorySource, range: Range<u64>, fits: fn(&Area) -> bool) -> bool {
+    let mut at = range.start;
+    while at < range.end {
+        match source.area_at(at).filter(|area| fits(area)) {
+            Some(area) => at = area.range.end,
+            None => return false,
+        }
+    }
+    true
+}
+
 /// A process, or the picture of one.
 pub trait MemorySource {
     /// Its mappings, in the order of addresses.
