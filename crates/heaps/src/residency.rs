@@ -70,8 +70,14 @@ impl<'s> Residency<'s> {
         let window = start..start.saturating_add(WINDOW);
         self.window = 0..0;
         self.runs.clear();
-        let runs = &mut self.runs;
-        self.source.pages(window.clone(), &mut |run, state| runs.push((run, state)))?;
+        // A stack may lie in the last window below the end of user space, and to ask beyond that is EFAULT.
+        let areas = self.source.areas();
+        let below = areas.partition_point(|area| area.range.start < window.end);
+        let end = areas[..below].last().map_or(window.start, |area| area.range.end.min(window.end));
+        if window.start < end {
+            let runs = &mut self.runs;
+            self.source.pages(window.start..end, &mut |run, state| runs.push((run, state)))?;
+        }
         self.window = window;
         self.cursor = 0;
         self.asked = 0;
@@ -90,5 +96,58 @@ impl<'s> Residency<'s> {
             }
         }
         self.asked = address;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::{Area, ReadSeek};
+    use ebbtide_observe::process::{Device, Perms};
+    use rustix::io::Errno;
+
+    /// User space ends here on x86_64 with four levels of page tables.
+    const END: u64 = 0x7fff_ffff_f000;
+
+    /// A stack that ends where user space does; every page is present.
+    struct Edge(Vec<Area>);
+
+    impl MemorySource for Edge {
+        fn areas(&self) -> &[Area] {
+            &self.0
+        }
+
+        fn read_ranges(&self, _: &[Range<u64>], _: &mut [u8]) -> Result<usize, Fault> {
+            Ok(0)
+        }
+
+        fn pages(&self, range: Range<u64>, each: &mut dyn FnMut(Range<u64>, PageState)) -> Result<(), Fault> {
+            if range.end > END {
+                return Err(Fault::Os("pagemap", Errno::FAULT));
+            }
+            each(range.start.max(self.0[0].range.start)..range.end, PageState::Present);
+            Ok(())
+        }
+
+        fn file(&self, _: &Area) -> Result<Box<dyn ReadSeek>, Fault> {
+            Err(Fault::Os("a mapped file", Errno::NOENT))
+        }
+
+        fn is_still(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn nothing_is_asked_beyond_user_space() {
+        let perms = Perms::parse(b"rw-p").unwrap();
+        let (offset, dev) = (Bytes::ZERO, Device::default());
+        let stack =
+            Area { range: END - (1 << 20)..END, perms, offset, dev, inode: 0, path: b"[stack]".to_vec() };
+        let edge = Edge(vec![stack]);
+        let mut residency = Residency::new(&edge);
+        assert_eq!(residency.present(END - 8192..END), Ok(Bytes(8192)));
+        assert_eq!(residency.present(END - (64 << 20)..END), Ok(Bytes(1 << 20)));
+        assert_eq!(residency.present(u64::MAX - 4096..u64::MAX), Ok(Bytes::ZERO));
     }
 }
