@@ -2,7 +2,8 @@
 //!
 //! A walker tells each block it meets, in the order of addresses within a mapping. Invariants: neighbouring free
 //! blocks are one when it is asked which whole pages they cover; a page counts as returnable only if all of it
-//! is free and it is resident; `returnable + pinned_free` is exactly the resident part of `free`.
+//! is free, it is resident, and no link that the allocator follows lies on it; `returnable + pinned_free` is
+//! exactly the resident part of `free`.
 
 use crate::model::{Figures, SizeClass};
 use crate::residency::Residency;
@@ -21,6 +22,8 @@ pub struct Account<'s> {
     classes: Vec<SizeClass>,
     /// Free bytes without a gap, not yet entered.
     pending: Range<u64>,
+    /// The last of these, from the last link on.
+    open: Range<u64>,
 }
 
 impl<'s> Account<'s> {
@@ -32,6 +35,7 @@ impl<'s> Account<'s> {
             figures: Figures::default(),
             classes: vec![SizeClass::default(); CLASSES],
             pending: 0..0,
+            open: 0..0,
         }
     }
 
@@ -78,16 +82,23 @@ impl<'s> Account<'s> {
     /// The block `range` is free. Neighbours told one after the other are one.
     #[inline]
     pub fn free(&mut self, range: Range<u64>) -> Result<(), Fault> {
-        let size = range.end - range.start;
-        let class = &mut self.classes[class_of(size)];
-        class.free_count += 1;
-        class.free += Bytes(size);
-        if self.pending.end == range.start && !self.pending.is_empty() {
-            self.pending.end = range.end;
-            return Ok(());
+        self.extend(&range)?;
+        if self.open.end == range.start {
+            self.open.end = range.end;
+        } else {
+            self.open = range;
         }
-        self.enter()?;
-        self.pending = range;
+        Ok(())
+    }
+
+    /// As [`Account::free`], for a block all of whose pages hold links that the allocator will follow: to give
+    /// one back would cut its lists.
+    #[inline]
+    pub fn free_linked(&mut self, range: Range<u64>) -> Result<(), Fault> {
+        self.extend(&range)?;
+        self.settle()?;
+        self.figures.pinned_free += self.residency.present(range.clone())?;
+        self.open = range.end..range.end;
         Ok(())
     }
 
@@ -129,16 +140,42 @@ impl<'s> Account<'s> {
         (start < end).then_some(start..end)
     }
 
+    /// Adds `range` to the pending free bytes, or begins them anew with it.
+    #[inline]
+    fn extend(&mut self, range: &Range<u64>) -> Result<(), Fault> {
+        let size = range.end - range.start;
+        let class = &mut self.classes[class_of(size)];
+        class.free_count += 1;
+        class.free += Bytes(size);
+        if self.pending.end == range.start && !self.pending.is_empty() {
+            self.pending.end = range.end;
+            return Ok(());
+        }
+        self.enter()?;
+        self.pending = range.clone();
+        self.open = range.start..range.start;
+        Ok(())
+    }
+
     /// Enters the pending free bytes.
     fn enter(&mut self) -> Result<(), Fault> {
-        let range = std::mem::replace(&mut self.pending, 0..0);
+        self.settle()?;
+        let size = Bytes(self.pending.end - self.pending.start);
+        self.pending = 0..0;
+        if size > Bytes::ZERO {
+            self.figures.free += size;
+            self.figures.free_chunks += 1;
+            self.figures.largest_free = self.figures.largest_free.max(size);
+        }
+        Ok(())
+    }
+
+    /// Divides the bytes without a link into what could be given back and what could not.
+    fn settle(&mut self) -> Result<(), Fault> {
+        let range = std::mem::replace(&mut self.open, 0..0);
         if range.is_empty() {
             return Ok(());
         }
-        let size = Bytes(range.end - range.start);
-        self.figures.free += size;
-        self.figures.free_chunks += 1;
-        self.figures.largest_free = self.figures.largest_free.max(size);
         match self.whole_pages(&range) {
             Some(whole) => {
                 self.figures.returnable += self.residency.present(whole.clone())?;
