@@ -68,7 +68,7 @@ impl<'s> Reader<'s> {
 
     /// Copies all of `range` into `into`, without disturbing the window. Absent pages read as zeroes.
     pub fn copy(&mut self, range: Range<u64>, into: &mut Vec<u8>) -> Result<(), Fault> {
-        let whole = self.window_of(range.start, range.end);
+        let whole = self.window_of(range.start, range.end)?;
         let skip = (range.start - whole.start) as usize;
         self.read_into(whole, into)?;
         into.drain(..skip);
@@ -76,9 +76,11 @@ impl<'s> Reader<'s> {
         Ok(())
     }
 
-    fn window_of(&self, address: u64, end: u64) -> Range<u64> {
+    /// The pages of `address..end`; foreign memory may ask for the last addresses there are.
+    fn window_of(&self, address: u64, end: u64) -> Result<Range<u64>, Fault> {
         let page = SHORT as u64;
-        address - address % page..end.next_multiple_of(page)
+        let end = end.checked_next_multiple_of(page).filter(|end| address < *end);
+        Ok(address - address % page..end.ok_or(Fault::Unmapped(address))?)
     }
 
     fn fill(&mut self, address: u64, end: u64) -> Result<(), Fault> {
@@ -89,7 +91,7 @@ impl<'s> Reader<'s> {
         if !area.perms.read || end > area.range.end {
             return Err(Fault::Unmapped(address));
         }
-        let mut window = self.window_of(address, end);
+        let mut window = self.window_of(address, end)?;
         if goes_on {
             window.end = window.end.max((window.start + WINDOW as u64).min(area.range.end));
         }
@@ -133,4 +135,21 @@ impl<'s> Reader<'s> {
 /// A read that ended early met a page that is gone since it was said to be there.
 fn whole(read: usize, wanted: usize, start: u64) -> Result<(), Fault> {
     if read == wanted { Ok(()) } else { Err(Fault::Unmapped(start + read as u64)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::Image;
+
+    #[test]
+    fn no_address_is_too_high_to_ask_for() {
+        let image = Image::default();
+        let mut reader = Reader::new(&image);
+        let top = u64::MAX - 100;
+        assert_eq!(reader.u64(top), Err(Fault::Unmapped(top)));
+        assert_eq!(reader.u64(u64::MAX), Err(Fault::Unmapped(u64::MAX)));
+        assert_eq!(reader.copy(top..u64::MAX, &mut Vec::new()), Err(Fault::Unmapped(top)));
+        assert_eq!(reader.copy(top..top, &mut Vec::new()), Err(Fault::Unmapped(top)));
+    }
 }
