@@ -14,10 +14,10 @@ mod reader;
 mod residency;
 mod source;
 
-pub use account::Account;
+pub use account::{Account, RANGES_MOST};
 pub use image::Image;
 pub use live::Live;
-pub use model::{Arena, Certainty, Corruption, Figures, Heap, Kind, SizeClass};
+pub use model::{Arena, Certainty, Collector, Corruption, Figures, Heap, Kind, SizeClass};
 pub use reader::Reader;
 pub use residency::Residency;
 pub use source::{Area, Fault, MemorySource, ReadSeek};
