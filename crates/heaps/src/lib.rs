@@ -9,6 +9,7 @@
 mod account;
 mod image;
 mod live;
+pub mod luajit;
 mod model;
 mod reader;
 mod residency;
