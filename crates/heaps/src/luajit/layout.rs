@@ -60,10 +60,11 @@ pub(super) fn word(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).map_or(0, |word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
 }
 
-/// Whether `head`, the second word of a page, is what begins the page with lj_alloc's books on it.
+/// Whether `head`, the second word of a page, is what begins the page with lj_alloc's books on it. The chunk before
+/// may be free where a segment below was merged with this one (prepend_alloc).
 #[inline]
 pub(super) fn heads_book(head: u64) -> bool {
-    BOOK_CHUNKS.iter().any(|size| head == size | IN_USE | PREV_IN_USE)
+    BOOK_CHUNKS.iter().any(|size| head | PREV_IN_USE == size | IN_USE | PREV_IN_USE)
 }
 
 /// The size of the mapping that begins with `foot` and `head`, if that is how direct_alloc begins a large block.

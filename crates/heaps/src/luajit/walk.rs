@@ -219,19 +219,23 @@ impl<'w, 's> Walk<'w, 's> {
         if head == FENCE {
             return self.fences(at, end);
         }
-        let size = head & !7;
-        let room = end - at;
-        if head & NEVER != 0 || size < MIN_CHUNK || size + DIRECT_PAD > room {
+        let (size, room) = (head & !7, end - at);
+        if head & NEVER != 0 || size == 0 || size > room - DIRECT_PAD.min(room) {
             return Ok(Step::Broken("a header is none"));
         }
-        if head & IN_USE != 0 {
+        // The top may be smaller than any other chunk: what is cut off it may leave 8 bytes.
+        let is_free = head & IN_USE == 0;
+        if is_free && size + TOP_FOOT == room && self.reader.u64(at + size + 8)? == TOP_FOOT {
+            return Ok(Step::Chunk(Chunk { at, size, what: What::Top }));
+        }
+        if size < MIN_CHUNK {
+            return Ok(Step::Broken("a chunk is too small"));
+        }
+        if !is_free {
             return Ok(Step::Chunk(Chunk { at, size, what: What::Live }));
         }
         if head & PREV_IN_USE == 0 {
             return Ok(Step::Broken("two free chunks are not merged"));
-        }
-        if size + TOP_FOOT == room && self.reader.u64(at + size + 8)? == TOP_FOOT {
-            return Ok(Step::Chunk(Chunk { at, size, what: What::Top }));
         }
         let links = self.reader.bytes(at + HEADER, 16)?;
         Ok(Step::Chunk(Chunk { at, size, what: What::Free(word(links, 0), word(links, 8)) }))

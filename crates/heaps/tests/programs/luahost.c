@@ -1,11 +1,13 @@
 /* A host of Lua states for the tests of the LuaJIT walker: luahost LIBRARY STATES.
    Each state lives in a thread of its own. Says "@ready" and an answer after each line that it is told:
-   "run STATE CODE" runs a chunk of Lua and says what it returns; "new" makes a state in a new thread; "close STATE"
+   "run STATE CODE" runs a chunk of Lua and says what it returns; "count STATE" says what the collector counts, in
+   bytes; "new" makes a state in a new thread; "close STATE"
    ends one; "custom" makes a state whose objects come from malloc; "drop N", and N lines "START END" in hex, gives
    those pages back and says how many bytes; "spin STATE CODE" answers at once and runs CODE over and over until
    "stop". The library is opened by path, so that either of Debian's two, which conflict, will do. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -23,8 +25,11 @@ static int (*pcall)(lua_State *, int, int, int);
 static const char *(*tolstring)(lua_State *, int, size_t *);
 static void (*settop)(lua_State *, int);
 static void (*closestate)(lua_State *);
+static int (*gc)(lua_State *, int, int);
+enum { GCCOUNT = 3, GCCOUNTB = 4 };
 
 struct host {
+    lua_State *L;
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t turn;
@@ -58,6 +63,7 @@ static void *serve(void *arg) {
     struct host *host = arg;
     lua_State *L = host->custom ? newstate_with(from_malloc, NULL) : newstate();
     openlibs(L);
+    host->L = L;
     pthread_mutex_lock(&host->lock);
     host->done = 1;
     pthread_cond_broadcast(&host->turn);
@@ -145,6 +151,8 @@ int main(int argc, char **argv) {
     void *library = argc == 3 ? dlopen(argv[1], RTLD_NOW | RTLD_GLOBAL) : NULL;
     if (!library)
         return 2;
+    /* An arena for each thread would show in the address space. */
+    mallopt(M_ARENA_MAX, 1);
     setvbuf(stdin, input, _IOFBF, sizeof input);
     setvbuf(stdout, NULL, _IOLBF, 4096);
     newstate = symbol(library, "luaL_newstate");
@@ -155,6 +163,7 @@ int main(int argc, char **argv) {
     tolstring = symbol(library, "lua_tolstring");
     settop = symbol(library, "lua_settop");
     closestate = symbol(library, "lua_close");
+    gc = symbol(library, "lua_gc");
     for (int n = atoi(argv[2]); n > 0; n--)
         start(0);
     printf("@ready\n");
@@ -165,6 +174,9 @@ int main(int argc, char **argv) {
             order(&hosts[n], line + at, 0);
             await(&hosts[n]);
             printf("@ready %s\n", hosts[n].answer);
+        } else if (sscanf(line, "count %d", &n) == 1) {
+            long kib = gc(hosts[n].L, GCCOUNT, 0);
+            printf("@ready %ld\n", kib * 1024 + gc(hosts[n].L, GCCOUNTB, 0));
         } else if (sscanf(line, "spin %d %n", &n, &at) == 1) {
             order(&hosts[n], line + at, 1);
             printf("@ready\n");
