@@ -13,12 +13,13 @@ pub mod glibc;
 mod image;
 mod live;
 mod look;
+pub mod luajit;
 mod model;
 mod reader;
 mod residency;
 mod source;
 
-pub use account::Account;
+pub use account::{Account, RANGES_MOST};
 pub use image::Image;
 pub use live::Live;
 pub use look::{Look, LookError};

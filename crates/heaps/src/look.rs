@@ -6,7 +6,7 @@
 use crate::model::{Figures, Heap, Kind};
 use crate::residency::Residency;
 use crate::source::{Area, Fault, MemorySource};
-use crate::{Live, cpython, ebbtide, glibc};
+use crate::{Live, cpython, ebbtide, glibc, luajit};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, ReadError, Unread};
 use std::collections::BTreeMap;
@@ -16,8 +16,12 @@ use std::ops::Range;
 type Find = fn(&dyn MemorySource) -> Result<Vec<Heap>, Fault>;
 
 /// Those there are. One whose memory comes from another's goes first.
-const WALKERS: &[(&str, Find)] =
-    &[("CPython", cpython::find), ("Ebbtide", ebbtide::find), ("glibc", glibc::find)];
+const WALKERS: &[(&str, Find)] = &[
+    ("CPython", cpython::find),
+    ("LuaJIT", luajit::find),
+    ("Ebbtide", ebbtide::find),
+    ("glibc", glibc::find),
+];
 
 /// Why nothing was seen of a process.
 #[derive(Debug, thiserror::Error)]

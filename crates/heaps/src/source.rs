@@ -123,3 +123,20 @@ pub trait MemorySource {
         areas[..after].last().filter(|area| area.range.contains(&address))
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A private mapping of `range` without a file or a name.
+    pub(crate) fn anon(range: Range<u64>) -> Area {
+        Area {
+            range,
+            perms: Perms { read: true, write: true, exec: false, shared: false },
+            offset: Bytes::ZERO,
+            dev: Device { major: 0, minor: 0 },
+            inode: 0,
+            path: Vec::new(),
+        }
+    }
+}
