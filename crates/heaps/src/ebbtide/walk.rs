@@ -327,7 +327,8 @@ fn magazines(source: &dyn MemorySource, block: &Block, heaps: &[Range<u64>]) -> 
     let mut found = Vec::new();
     for heap in heaps {
         for class in 1..block.classes.len() as u64 {
-            let magazine = heap.start + block.heap_magazines_at + class * block.magazine_bytes;
+            let offset = block.heap_magazines_at.wrapping_add(class.wrapping_mul(block.magazine_bytes));
+            let magazine = heap.start.wrapping_add(offset);
             let bytes = match reader.bytes(magazine, block.magazine_bytes as usize) {
                 Ok(bytes) => bytes.as_chunks::<8>().0,
                 Err(Fault::Swapped(_) | Fault::Unmapped(_)) => continue,
