@@ -9,7 +9,7 @@ use ebbtide_heaps::{Live, MemorySource, PageState, glibc};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, Root};
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -132,6 +132,9 @@ impl Drop for Holder {
 
 /// The process with the heap: makes it, says so, and waits for the end of its standard input.
 pub(crate) fn hold(shape: Shape, bytes: u64) -> Result<ExitCode> {
+    // Buffers are large enough blocks for malloc to merge its quick lists: they come first.
+    let (mut stdin, mut stdout) = (std::io::stdin().lock(), std::io::stdout().lock());
+    stdout.flush()?;
     match shape {
         Shape::Live => {
             let (mut left, mut seed) = (bytes, 1u64);
@@ -145,8 +148,8 @@ pub(crate) fn hold(shape: Shape, bytes: u64) -> Result<ExitCode> {
         Shape::Quick => every_other::<72>(bytes),
         Shape::Free => every_other::<200>(bytes),
     }
-    println!("ready");
-    std::io::stdin().read_to_end(&mut Vec::new())?;
+    writeln!(stdout, "ready")?;
+    stdin.read_to_end(&mut Vec::new())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -34,6 +34,12 @@ pub(crate) const TEST: &[Package] = &[
     package("git", "git", "runs under the preloaded malloc"),
     package("sqlite3", "sqlite3", "runs under the preloaded malloc"),
     package("nginx-light", "nginx", "runs under the preloaded malloc"),
+    package("luajit2", "luajit", "a Lua program whose heap is walked; brings OpenResty's LuaJIT"),
+    package(
+        "libnginx-mod-http-lua",
+        "/usr/share/nginx/modules-available/mod-http-lua.conf",
+        "nginx with Lua states",
+    ),
     package("postgresql", "/usr/lib/postgresql", "runs under the preloaded malloc"),
     package("stress-ng", "stress-ng", "its malloc stressors run under the preloaded malloc"),
 ];

@@ -6,8 +6,9 @@
 
 use crate::cgroup::Chosen;
 use anyhow::Context;
-use ebbtide_explain::growth::{self, Descriptors, Growth, HostWatch, ProcessWatch, Track};
+use ebbtide_explain::growth::{self, Descriptors, Growth, HeapWatch, HostWatch, ProcessWatch, Track};
 use ebbtide_explain::{Finding, Series};
+use ebbtide_heaps::{Heap, Look};
 use ebbtide_observe::host::{Meminfo, Slabs, Sockstat};
 use ebbtide_observe::process::{Process, Processes, Status, Target};
 use ebbtide_observe::{Bytes, Pages, ReadError, Root};
@@ -76,6 +77,7 @@ pub(crate) fn process(process: &Process, time: Duration) -> anyhow::Result<(Grow
     let first = process.stat()?;
     let huge = process.rollup().map(|c| c.anon_huge_pages).unwrap_or_default();
     let mut last = first;
+    let mut inside = Inside::new(time);
     every(time, |at| {
         let (status, stat): (Status, _) = match (process.status(), process.stat()) {
             (Ok(status), Ok(stat)) => (status, stat),
@@ -89,6 +91,9 @@ pub(crate) fn process(process: &Process, time: Duration) -> anyhow::Result<(Grow
         tracks.add(at, "page-tables", "kernel memory for its mappings", vm.page_tables);
         threads.push((at, u64::from(stat.threads)));
         descriptors.extend(process.fd_count().ok().map(|n| (at, n)));
+        if let Some(live) = inside.look(process) {
+            tracks.add(at, growth::LIVE, "blocks the program holds, in its heaps", live);
+        }
         last = stat;
         Ok(true)
     })?;
@@ -107,8 +112,66 @@ pub(crate) fn process(process: &Process, time: Duration) -> anyhow::Result<(Grow
         cpu: (last.user_time + last.system_time).saturating_sub(first.user_time + first.system_time),
         faulted: Pages(faults).bytes(),
         huge: [huge, process.rollup().map(|c| c.anon_huge_pages).unwrap_or_default()],
+        heap: inside.finish(),
         pid: process.pid(),
     }))
+}
+
+/// Looks inside the heaps read all of them, so they take one part in so many of the time ...
+const LOOKING: u32 = 20;
+/// ... but a short watch has as many as a verdict needs ...
+const LOOKS: u32 = 24;
+/// ... if they take no more than one part in so many.
+const AT_MOST: u32 = 4;
+
+/// The heaps of a process while it is watched.
+struct Inside {
+    /// Between two looks at most.
+    gap: Duration,
+    first: Option<Look>,
+    last: Option<Look>,
+    /// Not before then.
+    next: Option<Instant>,
+    failed: bool,
+}
+
+impl Inside {
+    fn new(time: Duration) -> Inside {
+        Inside { gap: time / LOOKS, first: None, last: None, next: None, failed: false }
+    }
+
+    /// Live bytes now, if it is time for a look and there is a heap that can be read.
+    fn look(&mut self, process: &Process) -> Option<Bytes> {
+        let began = Instant::now();
+        if self.failed || self.next.is_some_and(|next| began < next) {
+            return None;
+        }
+        let look = Look::into(process, false).ok().filter(|look| look.known().next().is_some());
+        let cost = began.elapsed();
+        self.next = Some(began + (cost * LOOKING).min(self.gap.max(cost * AT_MOST)));
+        let Some(look) = look else {
+            // Whatever it is, one that could not be read at first is not tried again and again.
+            self.failed = self.first.is_none();
+            return None;
+        };
+        let live = look.known().map(|heap| heap.figures.live).sum();
+        match &mut self.first {
+            None => self.first = Some(look),
+            Some(_) => self.last = Some(look),
+        }
+        Some(live)
+    }
+
+    fn finish(self) -> Option<HeapWatch> {
+        let (first, last) = (self.first?, self.last?);
+        let sum = |look: &Look, of: fn(&Heap) -> Bytes| -> Bytes { look.known().map(of).sum() };
+        let both = |of: fn(&Heap) -> Bytes| [sum(&first, of), sum(&last, of)];
+        Some(HeapWatch {
+            returnable: both(|heap| heap.figures.returnable),
+            pinned: both(|heap| heap.figures.pinned_free),
+            gained: last.gained_since(&first),
+        })
+    }
 }
 
 /// Distinct paths remembered of one process's descriptors.

@@ -7,12 +7,16 @@
 
 use crate::model::{Figures, SizeClass};
 use crate::residency::Residency;
-use crate::source::{Fault, MemorySource};
+use crate::source::{Fault, MemorySource, PageState};
 use ebbtide_observe::{Bytes, page_size};
 use std::ops::Range;
 
 /// Size classes: four for each doubling, up to 2^48.
 const CLASSES: usize = 4 * 48;
+
+/// The most runs of returnable pages that are collected: 16 MiB of them. Every second page free makes as many of
+/// an 8 GiB heap.
+pub const RANGES_MOST: usize = 1 << 20;
 
 /// Books being kept.
 pub struct Account<'s> {
@@ -24,6 +28,8 @@ pub struct Account<'s> {
     pending: Range<u64>,
     /// The last of these, from the last link on.
     open: Range<u64>,
+    /// The returnable pages, where they were asked for.
+    ranges: Option<Vec<Range<u64>>>,
 }
 
 impl<'s> Account<'s> {
@@ -36,7 +42,13 @@ impl<'s> Account<'s> {
             classes: vec![SizeClass::default(); CLASSES],
             pending: 0..0,
             open: 0..0,
+            ranges: None,
         }
+    }
+
+    /// Collects the returnable pages too: see [`Account::take_ranges`].
+    pub fn with_ranges(self) -> Account<'s> {
+        Account { ranges: Some(Vec::new()), ..self }
     }
 
     /// `range` was taken from the system: counts as mapped, and its resident part as resident.
@@ -102,6 +114,18 @@ impl<'s> Account<'s> {
         Ok(())
     }
 
+    /// As [`Account::free`], for a block whose first `links` bytes are the allocator's: a header, and links of its
+    /// lists. They are free, but the pages they lie on cannot be given back.
+    #[inline]
+    pub fn free_behind(&mut self, range: Range<u64>, links: u64) -> Result<(), Fault> {
+        self.extend(&range)?;
+        self.settle()?;
+        let open = range.start.saturating_add(links).min(range.end);
+        self.figures.pinned_free += self.residency.present(range.start..open)?;
+        self.open = open..range.end;
+        Ok(())
+    }
+
     /// The whole pages of `range` that are resident would be returned by the allocator's own trim.
     pub fn trimmable(&mut self, range: Range<u64>) -> Result<(), Fault> {
         let bytes = match self.whole_pages(&range) {
@@ -120,6 +144,13 @@ impl<'s> Account<'s> {
     /// What `range` has in memory.
     pub fn present(&mut self, range: Range<u64>) -> Result<Bytes, Fault> {
         self.residency.present(range)
+    }
+
+    /// The returnable pages told up to now, in the order they were told, where [`Account::with_ranges`] asked for
+    /// them: the first [`RANGES_MOST`] runs. Ends the coalescing of free neighbours.
+    pub fn take_ranges(&mut self) -> Result<Option<Vec<Range<u64>>>, Fault> {
+        self.enter()?;
+        Ok(self.ranges.as_mut().map(std::mem::take))
     }
 
     /// Closes the books: what was mapped and told by no name is unused.
@@ -178,12 +209,34 @@ impl<'s> Account<'s> {
         }
         match self.whole_pages(&range) {
             Some(whole) => {
-                self.figures.returnable += self.residency.present(whole.clone())?;
+                self.returnable(whole.clone())?;
                 self.figures.pinned_free += self.residency.present(range.start..whole.start)?;
                 self.figures.pinned_free += self.residency.present(whole.end..range.end)?;
             }
             None => self.figures.pinned_free += self.residency.present(range)?,
         }
+        Ok(())
+    }
+
+    /// Enters the resident ones of pages that are all free.
+    fn returnable(&mut self, pages: Range<u64>) -> Result<(), Fault> {
+        let Some(ranges) = &mut self.ranges else {
+            self.figures.returnable += self.residency.present(pages)?;
+            return Ok(());
+        };
+        let mut sum = 0;
+        self.residency.each(pages, |run, state| {
+            if state == PageState::Present {
+                sum += run.end - run.start;
+                let count = ranges.len();
+                match ranges.last_mut() {
+                    Some(last) if last.end == run.start => last.end = run.end,
+                    _ if count < RANGES_MOST => ranges.push(run),
+                    _ => {}
+                }
+            }
+        })?;
+        self.figures.returnable += Bytes(sum);
         Ok(())
     }
 }
@@ -205,6 +258,29 @@ fn up_to(index: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headers_pin_their_pages_and_ranges_name_the_rest() {
+        let (page, at) = (page_size().0, |page: u64| (16 + page) * page_size().0);
+        let mut image = crate::Image::default();
+        image.put(at(0), vec![0; 3 * page as usize]);
+        image.put(at(4), vec![0; 4 * page as usize]);
+        image.map(crate::source::tests::anon(at(0)..at(8)));
+        let mut account = Account::new(&image).with_ranges();
+        account.mapped(at(0)..at(8)).unwrap();
+        // The links are on the first page; the fourth is absent.
+        account.free_behind(at(0)..at(5) + 8, 64).unwrap();
+        account.live(24);
+        // The links reach over into the second page.
+        account.free_behind(at(5) + 32..at(8), page).unwrap();
+        let ranges = account.take_ranges().unwrap().unwrap();
+        assert_eq!(ranges, [at(1)..at(3), at(4)..at(5), at(7)..at(8)]);
+        let (figures, classes) = account.close().unwrap();
+        assert_eq!(figures.returnable, Bytes(4 * page));
+        assert_eq!(figures.pinned_free, Bytes(3 * page - 24));
+        assert_eq!((figures.free_chunks, figures.free), (2, Bytes(8 * page - 24)));
+        assert_eq!(classes.iter().map(|class| class.free_count).sum::<u64>(), 2);
+    }
 
     #[test]
     fn a_size_is_in_the_class_that_reaches_it() {

@@ -8,20 +8,22 @@
 
 mod account;
 pub mod cpython;
+pub mod ebbtide;
 pub mod glibc;
 mod image;
 mod live;
 mod look;
+pub mod luajit;
 mod model;
 mod reader;
 mod residency;
 mod source;
 
-pub use account::Account;
+pub use account::{Account, RANGES_MOST};
 pub use image::Image;
 pub use live::Live;
 pub use look::{Look, LookError};
 pub use model::{Arena, Certainty, Collector, Corruption, Figures, Heap, Kind, SizeClass};
 pub use reader::Reader;
 pub use residency::Residency;
-pub use source::{Area, Fault, MemorySource, PageState, ReadSeek};
+pub use source::{Area, Fault, MemorySource, PageState, ReadSeek, covered};

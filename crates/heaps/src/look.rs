@@ -6,7 +6,7 @@
 use crate::model::{Figures, Heap, Kind};
 use crate::residency::Residency;
 use crate::source::{Area, Fault, MemorySource};
-use crate::{Live, cpython, glibc};
+use crate::{Live, cpython, ebbtide, glibc, luajit};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, ReadError, Unread};
 use std::collections::BTreeMap;
@@ -16,7 +16,12 @@ use std::ops::Range;
 type Find = fn(&dyn MemorySource) -> Result<Vec<Heap>, Fault>;
 
 /// Those there are. One whose memory comes from another's goes first.
-const WALKERS: &[(&str, Find)] = &[("CPython", cpython::find), ("glibc", glibc::find)];
+const WALKERS: &[(&str, Find)] = &[
+    ("CPython", cpython::find),
+    ("LuaJIT", luajit::find),
+    ("Ebbtide", ebbtide::find),
+    ("glibc", glibc::find),
+];
 
 /// Why nothing was seen of a process.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +80,29 @@ impl Look {
             why: fault.to_string(),
         };
         self.failed.iter().map(unread).collect()
+    }
+
+    /// Live blocks and bytes by size class, over all heaps.
+    fn classes(&self) -> BTreeMap<Bytes, (u64, Bytes)> {
+        let mut sums: BTreeMap<Bytes, (u64, Bytes)> = BTreeMap::new();
+        for class in self.heaps.iter().flat_map(|heap| &heap.histogram) {
+            let (count, live) = sums.entry(class.up_to).or_default();
+            *count += class.live_count;
+            *live += class.live;
+        }
+        sums
+    }
+
+    /// The size classes that gained live bytes since `earlier`, most first: (largest size, blocks, bytes).
+    pub fn gained_since(&self, earlier: &Look) -> Vec<(Bytes, u64, Bytes)> {
+        let before = earlier.classes();
+        let gained = self.classes().into_iter().map(|(up_to, (count, live))| {
+            let (count_before, live_before) = before.get(&up_to).copied().unwrap_or_default();
+            (up_to, count.saturating_sub(count_before), live - live_before)
+        });
+        let mut gained: Vec<_> = gained.filter(|(_, _, live)| *live > Bytes::ZERO).collect();
+        gained.sort_by_key(|(_, _, live)| std::cmp::Reverse(*live));
+        gained
     }
 
     /// Whole free pages of all heaps that are resident now.

@@ -112,23 +112,26 @@ pub struct Arena {
     /// Its part of the heap's figures.
     #[serde(flatten)]
     pub figures: Figures,
-    /// What the collector over it counts; `None` where there is none.
+    /// What its garbage collector counts, where it has one that counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub collector: Option<Collector>,
 }
 
-/// A garbage collector's own count.
+/// A garbage collector's own count. It counts what was asked for, without the allocator's headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Collector {
-    /// All that it has allocated and not freed, garbage included.
+    /// All that it has handed out and not yet taken back, garbage included.
     #[serde(rename = "total_bytes")]
     pub total: Bytes,
-    /// What its last cycle found alive.
-    #[serde(rename = "estimate_bytes")]
-    pub estimate: Bytes,
-    /// The total at which its next cycle begins.
+    /// At which total it goes on collecting.
     #[serde(rename = "threshold_bytes")]
     pub threshold: Bytes,
+    /// What it estimates is in use: what was left at its last sweep, or is left while it sweeps. `None` before
+    /// its first collection.
+    #[serde(rename = "estimate_bytes", skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Bytes>,
+    /// What it is doing: "pause", "propagate", "sweep" and the like.
+    pub phase: &'static str,
 }
 
 /// How sure the figures are.
@@ -178,6 +181,10 @@ pub struct Heap {
     /// The addresses it takes, in order: whoever walks after it leaves them alone.
     #[serde(skip)]
     pub claims: Vec<Range<u64>>,
+    /// The returnable pages, in order, where they were asked for: no byte of them means anything to the program or
+    /// its allocator while the process stands still.
+    #[serde(skip)]
+    pub returnable_ranges: Option<Vec<Range<u64>>>,
 }
 
 impl Heap {
@@ -194,6 +201,7 @@ impl Heap {
             corruptions: Vec::new(),
             notes: Vec::new(),
             claims: Vec::new(),
+            returnable_ranges: None,
         }
     }
 }

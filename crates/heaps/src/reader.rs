@@ -98,17 +98,23 @@ impl<'s> Reader<'s> {
         if !area.perms.read || end > area.range.end {
             return Err(Fault::Unmapped(address));
         }
-        let mut window = self.window_of(address, end)?;
+        // Free lists often lead downwards: what was freed first stands below and comes last.
+        let goes_down =
+            !self.buf.is_empty() && (self.start.saturating_sub(SHORT as u64)..self.start).contains(&address);
+        let least = self.window_of(address, end)?;
+        let mut window = least.clone();
         if goes_on {
             window.end = window.end.max((window.start + WINDOW as u64).min(area.range.end));
+        } else if goes_down {
+            window.start = window.start.min(window.end.saturating_sub(WINDOW as u64).max(area.range.start));
         }
         let mut buf = std::mem::take(&mut self.buf);
         let mut read = self.read_into(window.clone(), &mut buf);
         if let Err(Fault::Swapped(at) | Fault::Unmapped(at)) = read
-            && at >= end
+            && window != least
         {
-            // Only what was read in advance is out of reach.
-            window.end = at - at % SHORT as u64;
+            // What was read in advance may be out of reach, and it alone.
+            window = least.start..if at >= end { at - at % SHORT as u64 } else { least.end };
             read = self.read_into(window.clone(), &mut buf);
         }
         if read.is_err() {

@@ -86,6 +86,18 @@ pub enum PageState {
     Swapped,
 }
 
+/// Whether areas for which `fits` says yes cover all of `range`.
+pub fn covered(source: &dyn MemorySource, range: Range<u64>, fits: fn(&Area) -> bool) -> bool {
+    let mut at = range.start;
+    while at < range.end {
+        match source.area_at(at).filter(|area| fits(area)) {
+            Some(area) => at = area.range.end,
+            None => return false,
+        }
+    }
+    true
+}
+
 /// A process, or the picture of one.
 pub trait MemorySource {
     /// Its mappings, in the order of addresses.
@@ -109,5 +121,22 @@ pub trait MemorySource {
         let areas = self.areas();
         let after = areas.partition_point(|area| area.range.start <= address);
         areas[..after].last().filter(|area| area.range.contains(&address))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A private mapping of `range` without a file or a name.
+    pub(crate) fn anon(range: Range<u64>) -> Area {
+        Area {
+            range,
+            perms: Perms { read: true, write: true, exec: false, shared: false },
+            offset: Bytes::ZERO,
+            dev: Device { major: 0, minor: 0 },
+            inode: 0,
+            path: Vec::new(),
+        }
     }
 }

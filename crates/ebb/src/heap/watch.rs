@@ -6,11 +6,10 @@
 use super::{HeapArgs, json, look};
 use anyhow::Context;
 use ebbtide_explain::count;
-use ebbtide_heaps::{Heap, SizeClass};
+use ebbtide_heaps::{Heap, Look};
 use ebbtide_observe::Bytes;
 use ebbtide_observe::process::Process;
 use ebbtide_sys::interrupt::Interrupts;
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -20,7 +19,7 @@ const GROWN: usize = 3;
 
 pub(super) fn run(process: &Process, interval: Duration, args: &HeapArgs) -> anyhow::Result<ExitCode> {
     let stop = Interrupts::catch().context("cannot hold signals back")?;
-    let mut first = Classes::new();
+    let mut first: Option<Look> = None;
     let (start, mut looks) = (Instant::now(), 0u32);
     loop {
         let (look, pause) = match look(process, args.freeze) {
@@ -32,21 +31,19 @@ pub(super) fn run(process: &Process, interval: Duration, args: &HeapArgs) -> any
             Err(error) => return Err(error),
         };
         let known: Vec<&Heap> = look.known().collect();
-        if looks == 0 {
-            first = classes(&known);
-        }
         let rss = process.statm().map(|statm| statm.resident.bytes()).unwrap_or_default();
         let text = if args.output.json {
             serde_json::to_string(&json(process, &look, pause))? + "\n"
         } else if args.csv {
             csv(&known, rss, looks == 0)
         } else {
-            row(&known, rss, start.elapsed(), &first, looks == 0)
+            row(&known, rss, start.elapsed(), first.as_ref().map(|first| look.gained_since(first)).as_deref())
         };
         if !write(&text)? {
             break;
         }
         looks = looks.saturating_add(1);
+        first.get_or_insert(look);
         if stop.wait(interval) {
             break;
         }
@@ -69,21 +66,9 @@ fn write(text: &str) -> anyhow::Result<bool> {
     }
 }
 
-/// Live blocks and bytes by size, over all heaps.
-type Classes = BTreeMap<Bytes, (u64, Bytes)>;
-
-fn classes(heaps: &[&Heap]) -> Classes {
-    let mut sums = Classes::new();
-    for SizeClass { up_to, live_count, live, .. } in heaps.iter().flat_map(|heap| &heap.histogram) {
-        let sum = sums.entry(*up_to).or_default();
-        *sum = (sum.0 + live_count, sum.1 + *live);
-    }
-    sums
-}
-
-fn row(heaps: &[&Heap], rss: Bytes, at: Duration, first: &Classes, head: bool) -> String {
+fn row(heaps: &[&Heap], rss: Bytes, at: Duration, gained: Option<&[(Bytes, u64, Bytes)]>) -> String {
     let mut out = String::new();
-    if head {
+    if gained.is_none() {
         out += "    TIME       RSS    MAPPED      LIVE    CACHED      FREE  RETURNABLE  GREW MOST\n";
     }
     let sum =
@@ -97,23 +82,17 @@ fn row(heaps: &[&Heap], rss: Bytes, at: Duration, first: &Classes, head: bool) -
         sum(|heap| heap.figures.cached),
         sum(|heap| heap.figures.free),
         sum(|heap| heap.figures.returnable),
-        grown(first, &classes(heaps)),
+        gained.map(grown).unwrap_or_default(),
     );
     out
 }
 
 /// The size classes that live bytes grew most in since the first look.
-fn grown(first: &Classes, now: &Classes) -> String {
-    let grown = now.iter().map(|(up_to, (blocks, live))| {
-        let (before, bytes) = first.get(up_to).copied().unwrap_or_default();
-        (*live - bytes, blocks.saturating_sub(before), *up_to)
-    });
-    let mut grown: Vec<_> = grown.filter(|(bytes, _, _)| *bytes > Bytes::ZERO).collect();
-    grown.sort_by_key(|(bytes, _, _)| std::cmp::Reverse(*bytes));
-    let named = grown
+fn grown(gained: &[(Bytes, u64, Bytes)]) -> String {
+    let named = gained
         .iter()
         .take(GROWN)
-        .map(|(bytes, blocks, up_to)| format!("up to {up_to}: +{bytes} (+{} blocks)", count(*blocks)));
+        .map(|(up_to, blocks, bytes)| format!("up to {up_to}: +{bytes} (+{} blocks)", count(*blocks)));
     named.collect::<Vec<_>>().join(", ")
 }
 

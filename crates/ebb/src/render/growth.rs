@@ -10,7 +10,12 @@ pub(crate) fn growth(out: &mut String, page: Page, growth: &Growth, all: bool) {
     let samples = if growth.samples == 1 { "sample" } else { "samples" };
     heading(out, &format!("Over {:.0} s, {} {samples}", growth.span.as_secs_f64(), growth.samples));
     let (short, judged): (Vec<&Judged>, Vec<&Judged>) = growth.counters.iter().partition(|c| too_short(c));
-    let (still, moved): (Vec<&Judged>, Vec<&Judged>) = judged.into_iter().partition(|c| !all && is_level(c));
+    let (still, mut moved): (Vec<&Judged>, Vec<&Judged>) =
+        judged.into_iter().partition(|c| !all && is_level(c));
+    let unseen = if moved.is_empty() && still.is_empty() { short.first() } else { None };
+    if unseen.is_none() {
+        moved.extend(&short);
+    }
     let width = moved.iter().map(|c| c.id.len()).max().unwrap_or(0);
     for counter in moved {
         labelled(out, page, 2, width + 1, counter.id, &counter.verdict.to_string());
@@ -22,7 +27,7 @@ pub(crate) fn growth(out: &mut String, page: Page, growth: &Growth, all: bool) {
         let names: Vec<&str> = still.iter().map(|c| c.id).collect();
         wrap(out, page, 2, 4, &format!("level: {}", names.join(", ")));
     }
-    if let Some(first) = short.first() {
+    if let Some(first) = unseen {
         wrap(out, page, 2, 4, &format!("{}: whether anything grows was not seen", first.verdict));
     }
 }
@@ -31,7 +36,7 @@ fn is_level(counter: &Judged) -> bool {
     matches!(counter.verdict, Verdict::Flat { .. })
 }
 
-/// Whether nothing can be said because the watch was too short, which is so for every counter then.
+/// Whether nothing can be said because the watch was too short, or the counter too dear to be read often.
 fn too_short(counter: &Judged) -> bool {
     use Undecided::{TooFew, TooShort};
     matches!(counter.verdict, Verdict::Undecided(TooFew { .. } | TooShort { .. }))

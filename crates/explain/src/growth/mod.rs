@@ -1,14 +1,17 @@
 //! What grew while it was watched: counters over time, each judged, and what their growth together means.
 //!
 //! A climb of live memory and a climb of cache are different counters here, so they cannot be taken for each
-//! other: cache may climb for ever and is nobody's leak. A climb alone is never called a leak: see [`process`].
+//! other: cache may climb for ever and is nobody's leak. A climb of pages alone is never called a leak: see [`process`]; of
+//! one of live bytes, see [`HeapWatch`].
 
 mod cgroup;
 mod host;
+mod inside;
 mod process;
 
 pub use cgroup::cgroup;
 pub use host::{HostWatch, host};
+pub use inside::{HeapWatch, LIVE};
 pub use process::{Descriptors, ProcessWatch, process};
 
 use crate::trend::{MEANINGFUL, Series, Verdict, judge};

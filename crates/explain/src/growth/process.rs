@@ -3,6 +3,7 @@
 //! opens and never closes is a leak. A climb alone may be a warm-up, a cache, or work in progress, so it is
 //! `undetermined`: only the live bytes inside the heap can tell.
 
+use super::inside::{self, HeapWatch};
 use super::{Growth, Judged, PROCESS_NOISE, Track};
 use crate::trend::Series;
 use crate::{Cause, Finding, count, in_step};
@@ -40,6 +41,8 @@ pub struct ProcessWatch {
     pub faulted: Bytes,
     /// AnonHugePages at the beginning and at the end.
     pub huge: [Bytes; 2],
+    /// The inside of its heaps, where they could be read.
+    pub heap: Option<HeapWatch>,
     /// Its id.
     pub pid: u32,
 }
@@ -54,6 +57,7 @@ pub fn process(watch: &ProcessWatch) -> (Growth, Vec<Finding>) {
 fn climb(watch: &ProcessWatch, anon: &Judged, growth: &Growth) -> Finding {
     refilled(watch, anon)
         .or_else(|| leak(watch, anon, growth))
+        .or_else(|| inside::explained(watch, anon, growth))
         .unwrap_or_else(|| undetermined(watch, anon, growth))
 }
 
@@ -155,7 +159,7 @@ fn undetermined(watch: &ProcessWatch, anon: &Judged, growth: &Growth) -> Finding
         )
 }
 
-fn climbed(anon: &Judged, growth: &Growth) -> String {
+pub(super) fn climbed(anon: &Judged, growth: &Growth) -> String {
     let Judged { from, to, verdict, .. } = anon;
     format!("RssAnon and swap {from} to {to} in {:.0} s: {verdict}", growth.span.as_secs_f64())
 }
@@ -166,7 +170,7 @@ fn file(watch: &ProcessWatch, name: &str) -> String {
 
 impl Judged {
     /// How fast it climbs, for a sentence.
-    fn verdict_rate(&self) -> String {
+    pub(super) fn verdict_rate(&self) -> String {
         match &self.verdict {
             crate::Verdict::Climb(slope) => slope.rate.to_string(),
             other => other.to_string(),
@@ -195,6 +199,7 @@ mod tests {
             cpu: Duration::from_secs(3),
             faulted: Bytes::from_gib(1),
             huge: [Bytes::ZERO; 2],
+            heap: None,
             pid: 7,
         }
     }
@@ -235,6 +240,44 @@ mod tests {
         w.opened[1].sockets = 0;
         w.idle_new_threads = 10;
         assert_eq!(cause(&w), Some(Cause::Undetermined), "a pool that works");
+    }
+
+    #[test]
+    fn live_bytes_tell_a_leak_from_what_is_kept() {
+        let mut w = watch(|i| 100_000 + 2_000 * u64::from(i));
+        let live = |of: fn(u64) -> u64| Track {
+            id: inside::LIVE,
+            remark: "",
+            series: Series::new(
+                (0..TICKS).map(|i| (Duration::from_secs(u64::from(i)), Bytes::from_kib(of(u64::from(i))))),
+            ),
+        };
+        w.tracks.push(live(|i| 50_000 + 2_000 * i));
+        assert_eq!(cause(&w), Some(Cause::Undetermined), "nobody looked inside");
+        w.heap =
+            Some(HeapWatch { gained: vec![(Bytes(64), 1_000, Bytes::from_mib(70))], ..HeapWatch::default() });
+        assert_eq!(cause(&w), Some(Cause::Leak));
+        w.opened[1].sockets = 30;
+        assert_eq!(cause(&w), Some(Cause::Undetermined), "clients come");
+        w.opened[1].sockets = 0;
+        w.tracks[1] = live(|i| 50_000 + 80_000.min(8_000 * i));
+        assert_eq!(cause(&w), Some(Cause::Undetermined), "a cache that reached its limit");
+        w.tracks[1] = live(|_| 50_000);
+        w.heap = Some(HeapWatch { returnable: [Bytes::ZERO, Bytes::from_mib(70)], ..HeapWatch::default() });
+        assert_eq!(cause(&w), Some(Cause::AllocatorRetention));
+        w.heap = Some(HeapWatch { pinned: [Bytes::ZERO, Bytes::from_mib(70)], ..HeapWatch::default() });
+        assert_eq!(cause(&w), Some(Cause::HeapFragmentation));
+    }
+
+    #[test]
+    fn a_short_climb_of_live_bytes_is_no_leak_yet() {
+        let mut w = watch(|i| 100_000 + 2_000 * u64::from(i));
+        let samples = (0..TICKS)
+            .map(|i| (Duration::from_millis(400 * u64::from(i)), Bytes::from_kib(2_000 * u64::from(i))));
+        w.tracks[0].series = Series::new(samples.clone());
+        w.tracks.push(Track { id: inside::LIVE, remark: "", series: Series::new(samples) });
+        w.heap = Some(HeapWatch::default());
+        assert_eq!(cause(&w), Some(Cause::Undetermined));
     }
 
     #[test]

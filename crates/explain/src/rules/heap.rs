@@ -219,10 +219,12 @@ fn fragmented(subject: &Subject, heap: &Heap) -> Option<Finding> {
 
 /// Garbage that a collector has counted and not yet found: all that was allocated since its last cycle.
 fn uncollected(subject: &Subject, heap: &Heap) -> Option<Finding> {
-    let states = heap.arenas.iter().filter_map(|arena| arena.collector);
-    let (total, estimate) = states.fold((Bytes::ZERO, Bytes::ZERO), |(t, e), state| {
-        (t + state.total, e + state.estimate.min(state.total))
+    let states = heap.arenas.iter().filter_map(|arena| {
+        let collector = arena.collector?;
+        Some((collector.total, collector.estimate?.min(collector.total)))
     });
+    let (total, estimate) =
+        states.fold((Bytes::ZERO, Bytes::ZERO), |(t, e), state| (t + state.0, e + state.1));
     let headroom = total - estimate;
     if headroom < subject.worth() || headroom.share_of(total) < 0.3 {
         return None;
@@ -365,7 +367,13 @@ mod tests {
         let mut lua = heap(Kind::LuaJit, 390, 5, 5);
         lua.arenas = vec![arena("state 1", 5)];
         let count = |total, estimate| {
-            Some(Collector { total: mib(total), estimate: mib(estimate), threshold: mib(2 * estimate) })
+            let estimate = mib(estimate);
+            Some(Collector {
+                total: mib(total),
+                estimate: Some(estimate),
+                threshold: estimate * 2,
+                phase: "pause",
+            })
         };
         lua.arenas[0].collector = count(390, 380);
         assert_eq!(causes(lua.clone()), [], "what the last cycle found alive");

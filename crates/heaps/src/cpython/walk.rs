@@ -16,7 +16,7 @@ use super::layout::{Arena, Geometry, HEADER, Header, OBJECT, Object, word};
 use crate::account::Account;
 use crate::model::{Certainty, Corruption};
 use crate::reader::Reader;
-use crate::source::{Fault, MemorySource};
+use crate::source::{Area, Fault, MemorySource, covered};
 use ebbtide_observe::Bytes;
 use std::ops::Range;
 
@@ -106,7 +106,7 @@ impl<'s> Walk<'s> {
     /// Walks an arena; tell them in the order of addresses.
     pub(super) fn arena(&mut self, arena: &Arena) -> Result<(), Fault> {
         let range = arena.range(self.geometry);
-        if !is_mapped(self.reader.source(), range.clone()) {
+        if !covered(self.reader.source(), range.clone(), Area::is_private_anon) {
             self.tally.unmapped += 1;
             return Ok(());
         }
@@ -305,16 +305,4 @@ fn chain(bytes: &[u8], header: &Header, at: u64, size: u64, carved: u64) -> Resu
         link = word(bytes, (link - at) as usize);
     }
     if found + u64::from(header.count) != carved { Err(Odd::Mismatch) } else { Ok(free) }
-}
-
-/// Whether private writable memory covers all of `range`.
-pub(super) fn is_mapped(source: &dyn MemorySource, range: Range<u64>) -> bool {
-    let mut at = range.start;
-    while at < range.end {
-        match source.area_at(at).filter(|area| area.is_private_anon()) {
-            Some(area) => at = area.range.end,
-            None => return false,
-        }
-    }
-    true
 }

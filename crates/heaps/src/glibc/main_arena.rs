@@ -77,7 +77,7 @@ impl Main {
         let whole = self.first_part(walk.source());
         let mut first = whole.start.next_multiple_of(HEADER);
         let mut base = whole.start;
-        while parts.len() < PARTS_MOST {
+        while base < whole.end && parts.len() < PARTS_MOST {
             let end = self.part(walk, base, first, whole.end, &mut parts)?;
             // Other code's memory lies between a fence and the next part.
             match walk.next_part(end, whole.end)? {
@@ -115,7 +115,7 @@ impl Main {
             Ending::End => limit,
             Ending::Fence(end) => end,
         };
-        walk.mapped(base..end, first - base)?;
+        walk.mapped(base..end, first.min(end) - base)?;
         parts.push(base..end);
         Ok(end)
     }

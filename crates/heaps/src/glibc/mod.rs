@@ -141,7 +141,8 @@ impl<'s> Look<'s> {
 
     fn main(&mut self, state: &State, main: &Main) -> Result<(), Fault> {
         // Scattered parts are known only after the walk: quick lists may lead anywhere in anonymous memory.
-        let quick = self.quick(state, |address| arena::writable(self.source, address).is_some())?;
+        let quick =
+            self.quick(state, |address| Some(arena::writable(self.source, address)?.range.clone()))?;
         let free = match state.is_scattered() {
             true => mmapped::unclaimed(self.source.areas(), &self.claims),
             false => Vec::new(),
@@ -161,8 +162,9 @@ impl<'s> Look<'s> {
     }
 
     fn thread(&mut self, state: &State, spans: &[Span], number: usize) -> Result<(), Fault> {
-        let quick =
-            self.quick(state, |address| spans.iter().any(|span| span.base <= address && address < span.end))?;
+        let heaps = spans.iter().map(|span| span.base..span.end);
+        let heap_at = |address| heaps.clone().find(|heap: &Range<u64>| heap.contains(&address));
+        let quick = self.quick(state, heap_at)?;
         let mut walk = Walk::new(Reader::new(self.source), &self.layout, false, &quick, &mut self.findings);
         for span in spans {
             walk.span(span, None)?;
@@ -174,10 +176,10 @@ impl<'s> Look<'s> {
         self.enter(account, name, state.address, spans.iter().map(|span| span.base..span.end).collect())
     }
 
-    fn quick(&mut self, state: &State, is_heap: impl Fn(u64) -> bool) -> Result<Marks, Fault> {
+    fn quick(&mut self, state: &State, heap_at: impl Fn(u64) -> Option<Range<u64>>) -> Result<Marks, Fault> {
         let mut marks = Marks::default();
         let mut reader = Reader::new(self.source);
-        quick::mark(&mut reader, &self.layout, state, is_heap, &mut marks, &mut self.findings)?;
+        quick::mark(&mut reader, &self.layout, state, heap_at, &mut marks, &mut self.findings)?;
         Ok(marks)
     }
 
@@ -246,20 +248,20 @@ impl<'s> Look<'s> {
         let (found, reread) = cache::find(&mut reader, &self.layout, count_most, &candidates, is_heap)?;
         self.findings.certainty.reread += reread;
         for cache in found {
-            if let Some((arena, classes)) = owner(cache.chunk).and_then(|index| self.parts.get_mut(index)) {
-                let figures = &mut arena.figures;
-                figures.live -= Bytes(cache.size);
-                figures.metadata += Bytes(cache.size);
-                not_live(classes, cache.size);
+            let part = owner(cache.chunk).and_then(|index| self.parts.get_mut(index));
+            if let Some((arena, classes)) = part
+                && not_live(&mut arena.figures, classes, cache.size).is_some()
+            {
+                arena.figures.metadata += Bytes(cache.size);
             }
             for (chunk, size) in cache.blocks {
-                if let Some((arena, classes)) = owner(chunk).and_then(|index| self.parts.get_mut(index)) {
-                    arena.figures.live -= Bytes(size);
+                let part = owner(chunk).and_then(|index| self.parts.get_mut(index));
+                if let Some((arena, classes)) = part
+                    && let Some(class) = not_live(&mut arena.figures, classes, size)
+                {
+                    class.free_count += 1;
+                    class.free += Bytes(size);
                     arena.figures.cached += Bytes(size);
-                    if let Some(class) = not_live(classes, size) {
-                        class.free_count += 1;
-                        class.free += Bytes(size);
-                    }
                 }
             }
         }
@@ -310,12 +312,14 @@ impl<'s> Look<'s> {
     }
 }
 
-/// Takes one live block of `size` off its class.
-fn not_live(classes: &mut [SizeClass], size: u64) -> Option<&mut SizeClass> {
+/// Takes one live block of `size` off; its class. Nothing where the walk counted no such block, as in a damaged
+/// heap.
+fn not_live<'c>(figures: &mut Figures, classes: &'c mut [SizeClass], size: u64) -> Option<&'c mut SizeClass> {
     let index = classes.partition_point(|class| class.up_to < Bytes(size));
-    let class = classes.get_mut(index)?;
-    class.live_count = class.live_count.saturating_sub(1);
+    let class = classes.get_mut(index).filter(|class| class.live_count > 0 && class.live >= Bytes(size))?;
+    class.live_count -= 1;
     class.live -= Bytes(size);
+    figures.live -= Bytes(size);
     Some(class)
 }
 

@@ -7,22 +7,27 @@ use super::marks::{Marked, Marks};
 use super::walk::Findings;
 use crate::reader::Reader;
 use crate::source::Fault;
+use std::ops::Range;
 
-/// Marks the chunks in the quick lists of `state`. `is_heap` says whether an address lies in the heaps.
+/// Marks the chunks in the quick lists of `state`. `heap_at` says which stretch of the heaps an address lies in.
 pub(super) fn mark(
     reader: &mut Reader<'_>,
     layout: &Layout,
     state: &State,
-    is_heap: impl Fn(u64) -> bool,
+    heap_at: impl Fn(u64) -> Option<Range<u64>>,
     marks: &mut Marks,
     findings: &mut Findings,
 ) -> Result<(), Fault> {
+    let mut near = 0..0;
     for (index, &head) in state.fast.iter().enumerate() {
         let size = MIN_CHUNK + HEADER * index as u64;
         let mut chunk = head;
         let mut most = state.system / size;
         while chunk != 0 {
-            let broken = match entry(reader, chunk, is_heap(chunk)) {
+            if !near.contains(&chunk) {
+                near = heap_at(chunk).unwrap_or(0..0);
+            }
+            let broken = match entry(reader, chunk, near.contains(&chunk)) {
                 Ok(Some((field, stored))) if field & !FLAGS == size => match marks.mark(chunk) {
                     Marked::New if most > 0 => {
                         most -= 1;
