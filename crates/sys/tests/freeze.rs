@@ -110,7 +110,7 @@ fn signalled(parent: &mut Parent) {
         action.sa_flags = libc::SA_RESTART;
         libc::sigaction(libc::SIGRTMIN(), &action, std::ptr::null_mut());
     }
-    parent.ready("");
+    parent.ready(rustix::thread::gettid());
     while parent.listen().is_some() {
         parent.ready(HANDLED.load(Ordering::Relaxed));
     }
@@ -234,22 +234,22 @@ fn signals_to_stop_and_go_on_hold_after_the_release() {
 fn no_signal_is_lost() {
     const SIGNALS: i32 = 500;
     let mut child = Child::start("signalled", &[]);
-    let pid = child.pid();
+    let (pid, tid) = (child.pid(), child.said().parse().unwrap());
     let Some(first) = stop(pid) else { return };
     drop(first);
-    let sender = std::thread::spawn(move || (0..SIGNALS).for_each(|_| send_real_time(pid)));
+    let sender = std::thread::spawn(move || (0..SIGNALS).for_each(|_| send_real_time(pid, tid)));
     while !sender.is_finished() {
         drop(stop(pid));
     }
     sender.join().unwrap();
-    // Those that are pending come before it reads on.
+    // The thread that reads gets them all before it reads on.
     assert_eq!(child.ask("how many?"), SIGNALS.to_string());
 }
 
 #[allow(unsafe_code)]
-fn send_real_time(pid: u32) {
-    // SAFETY: it takes plain numbers only.
-    assert_eq!(unsafe { libc::kill(pid as i32, libc::SIGRTMIN()) }, 0);
+fn send_real_time(pid: u32, tid: i32) {
+    // SAFETY: tgkill takes plain numbers only.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, libc::SIGRTMIN()) }, 0);
 }
 
 #[test]
