@@ -85,12 +85,8 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    fn parse(bytes: &[u8]) -> Segment {
+    pub(super) fn parse(bytes: &[u8]) -> Segment {
         Segment { base: word(bytes, 0), size: word(bytes, 8), next: word(bytes, 16) }
-    }
-
-    pub(super) fn read(reader: &mut Reader<'_>, address: u64) -> Result<Segment, Fault> {
-        Ok(Segment::parse(&reader.array::<24>(address)?))
     }
 
     /// Where it ends. Only of those that are sound is it certain not to overflow.
