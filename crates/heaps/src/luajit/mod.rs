@@ -244,7 +244,7 @@ impl Assembly<'_> {
             walk::direct(&mut account, block)?;
         }
         let own = walk::own_chunks(state.book.page, state.segments.iter().copied());
-        let mut links = Links::default();
+        let mut links = Links::new(&state.book);
         let mut reader = Reader::new(source);
         let mut walk = Walk::new(&mut reader, &mut account, &own, &mut links);
         for segment in &state.segments {
@@ -261,7 +261,7 @@ impl Assembly<'_> {
         let is_same = |after: &State| after.book == state.book && after.global == state.global;
         let is_quiet = after.as_ref().is_some_and(is_same);
         let corruptions = match is_quiet {
-            true if unresolved == 0 => judge(state, top, &links),
+            true if unresolved == 0 => judge(state, top, links),
             true => broken.into_iter().chain(state.broken.clone()).collect(),
             false => Vec::new(),
         };
@@ -339,18 +339,19 @@ impl Assembly<'_> {
 }
 
 /// Where the books of a state, whose chunks all add up, say other than these do.
-fn judge(state: &State, top: Option<(u64, u64)>, links: &Links) -> Vec<Corruption> {
+fn judge(state: &State, top: Option<(u64, u64)>, links: Links) -> Vec<Corruption> {
     let book = &state.book;
     if state.broken.is_some() {
         // Segments are missing, and with them what the books name.
         return state.broken.iter().cloned().collect();
     }
+    let has_dv = links.has_dv();
     let mut found = links.broken(book);
     if top != Some(book.top) {
         let what = "the books name another chunk as the top than the one at a segment's end";
         found.push(Corruption { address: book.top.0, what: what.into() });
     }
-    if book.dv.1 > 0 && !links.has(book.dv.0) {
+    if !has_dv {
         let what = "the books name a chunk to cut blocks off that is not free";
         found.push(Corruption { address: book.dv.0, what: what.into() });
     }

@@ -41,6 +41,8 @@ impl Forge {
             forge.put(at + 16, at);
             forge.put(at + 24, at);
         }
+        // A bin that was emptied keeps its links.
+        forge.put(BOOK + 56 + 16 * 5 + 16, FIRST);
         forge.put(BOOK + 840, BASE);
         forge.put(BOOK + 848, size);
         forge.put(BOOK + 864, GLOBAL + 500);
@@ -83,7 +85,9 @@ impl Forge {
             return;
         }
         let bin = BOOK + 56 + 2 * size;
-        let first = self.get(bin + 16);
+        let is_empty = self.get(BOOK) >> (size / 8) & 1 == 0;
+        let first = if is_empty { bin } else { self.get(bin + 16) };
+        self.put(BOOK, self.get(BOOK) | 1 << (size / 8));
         self.put(at + 16, first);
         self.put(at + 24, bin);
         self.put(bin + 16, at);
