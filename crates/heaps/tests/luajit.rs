@@ -4,18 +4,19 @@
 //! with many states, and on nginx with the Lua module.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-use ebbtide_heaps::{Fault, Figures, Heap, Image, Live, MemorySource, Reader, SizeClass, luajit};
+use ebbtide_heaps::{Figures, Heap, Live, MemorySource, SizeClass, luajit};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, Root};
 use ebbtide_testkit::child::Child;
-use std::io::{Read, Write};
 use std::ops::Range;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+
+#[path = "luajit/moving.rs"]
+mod moving;
+#[path = "luajit/programs.rs"]
+mod programs;
 
 /// What may come between predicted and measured: the program's own few pages.
 const SLACK: u64 = 256 << 10;
@@ -289,7 +290,7 @@ fn what_is_returnable_can_be_dropped_under_a_running_program() {
         let dropped = host.drop(&heap);
         assert_eq!(dropped, heap.figures.returnable);
         let fallen = before - rss(pid);
-        println!("{}: {} predicted, RSS {before} fell by {fallen}", flavour.library, dropped);
+        println!("{}: {} predicted, RSS {before} fell by {} bytes", flavour.library, dropped.0, fallen.0);
         assert!(fallen.0.abs_diff(dropped.0) <= SLACK, "{fallen:?} {dropped:?}");
         // Nothing else changed: the same again, and nothing more to give back.
         let again = host.heap().unwrap();
@@ -317,274 +318,4 @@ fn what_is_returnable_can_be_dropped_under_a_running_program() {
             }
         }
     }
-}
-
-#[test]
-fn the_luajit_program_itself() {
-    // The one that is installed, and those that are unpacked.
-    let unpacked = [PLAIN, OPENRESTY].map(|flavour| flavour.tree().map(|tree| tree.join("usr/bin/luajit")));
-    for program in unpacked.into_iter().flatten().chain([PathBuf::from("luajit")]) {
-        let script = "print('@ready') for line in io.lines() do print('@ready ' .. tostring((loadstring(line)()))) end";
-        let mut command = Command::new(&program);
-        let Ok(version) = Command::new(&program).arg("-v").output() else {
-            println!("skipped: {}: not installed", program.display());
-            continue;
-        };
-        assert!(version.status.success());
-        let mut child = Child::spawn(command.args(["-e", "io.stdout:setvbuf('line')", "-e", script]));
-        child.ask(&burst(100_000).replace('\n', " "));
-        child.ask("collectgarbage() collectgarbage()");
-        let before = look(child.pid()).unwrap();
-        // The code of the second question is the same as that of the first: it takes as much as it gives back.
-        let count = "C = C or {} C[1] = collectgarbage('count') * 1024 return C[1]";
-        child.ask(count);
-        let total: f64 = child.ask(count).parse().unwrap();
-        let found = look(child.pid()).unwrap();
-        assert!(
-            (found.arenas[0].collector.unwrap().total.0 as f64 - total).abs() < 2048.0,
-            "{total} {found:?}"
-        );
-        let Figures { resident, live, returnable, .. } = before.figures;
-        println!(
-            "{} {}: {resident} resident, {live} live, {returnable} returnable",
-            program.display(),
-            found.version.unwrap()
-        );
-        assert!(returnable > Bytes::from_mib(20) && returnable + live <= resident + Bytes::from_mib(1));
-        assert!(before.certainty.still);
-    }
-}
-
-/// nginx with the Lua module, one process, on a socket in a directory of its own.
-struct Nginx {
-    child: Child,
-    dir: tempfile::TempDir,
-}
-
-impl Nginx {
-    /// Debian's module wants OpenResty's branch: it calls lua_setexdata.
-    fn start() -> Option<Nginx> {
-        let modules = Path::new("/usr/lib/nginx/modules");
-        if !modules.join("ngx_http_lua_module.so").exists() {
-            println!("skipped: nginx: libnginx-mod-http-lua is not installed");
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().display();
-        let config = format!(
-            "daemon off; master_process off; pid {path}/pid; error_log stderr error;
-            load_module {0}/ndk_http_module.so; load_module {0}/ngx_http_lua_module.so;
-            events {{}}
-            http {{
-                access_log off;
-                client_body_temp_path {path}/1; proxy_temp_path {path}/2; fastcgi_temp_path {path}/3;
-                uwsgi_temp_path {path}/4; scgi_temp_path {path}/5;
-                init_worker_by_lua_block {{ io.stdout:write('@ready\\n') io.stdout:flush() }}
-                server {{
-                    listen unix:{path}/socket;
-                    location / {{ content_by_lua_block {{
-                        ngx.req.read_body()
-                        ngx.say(assert(loadstring(ngx.req.get_body_data()))())
-                    }} }}
-                }}
-            }}",
-            modules.display()
-        );
-        std::fs::write(dir.path().join("nginx.conf"), config).unwrap();
-        let mut command = Command::new("setpriv");
-        // It ends with this test: it does not read the standard input whose end would tell it.
-        command
-            .args(["--pdeathsig", "KILL", "nginx", "-e", "stderr", "-c"])
-            .arg(dir.path().join("nginx.conf"));
-        command.arg("-p").arg(dir.path());
-        Some(Nginx { child: Child::spawn(&mut command), dir })
-    }
-
-    /// Runs `code` in the worker and returns what it returns.
-    fn run(&self, code: &str) -> String {
-        let mut stream = UnixStream::connect(self.dir.path().join("socket")).unwrap();
-        let (length, head) = (code.len(), "POST / HTTP/1.0\r\nContent-Length:");
-        write!(stream, "{head} {length}\r\n\r\n{code}").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(" 200 "), "{answer}");
-        body.trim().to_owned()
-    }
-}
-
-#[test]
-fn nginx_with_lua() {
-    let Some(nginx) = Nginx::start() else { return };
-    let pid = nginx.child.pid();
-    for _ in 0..5 {
-        nginx.run(
-            "local kept = package.loaded.kept or {} package.loaded.kept = kept
-                local all = {}
-                for i = 1, 400000 do all[i] = { id = i, name = 'name ' .. i, tags = { 'a', 'b', i } } end
-                for i = 400, 400000, 400 do kept[#kept + 1] = all[i] end
-                return #kept",
-        );
-    }
-    let (burst, burst_rss) = (look(pid).unwrap(), rss(pid));
-    nginx.run("collectgarbage() collectgarbage()");
-    let count: f64 = nginx.run("return collectgarbage('count') * 1024").parse().unwrap();
-    let (after, after_rss) = (look(pid).unwrap(), rss(pid));
-    println!("nginx, LuaJIT {}", after.version.as_deref().unwrap());
-    for (when, heap, rss) in [("before", &burst, burst_rss), ("after", &after, after_rss)] {
-        let Figures {
-            mapped, resident, live, free, returnable, pinned_free, largest_free, free_chunks, ..
-        } = heap.figures;
-        println!(
-            "{when} the collection: RSS {rss}; mapped {mapped}, resident {resident}, live {live}, free {free}, returnable {returnable}, pinned {pinned_free}, largest {largest_free} of {free_chunks}; {}",
-            heap.notes[0]
-        );
-    }
-    assert!(burst.figures.live > Bytes::from_mib(50));
-    assert!(after.figures.live < Bytes::from_mib(8));
-    assert!(after.figures.returnable > Bytes::from_mib(100));
-    let total = after.arenas[0].collector.unwrap().total.0 as f64;
-    assert!((total - count).abs() < 65536.0, "{total} {count}");
-}
-
-/// A heap of process `pid`, which is not stopped.
-fn look_running(pid: u32) -> Result<Vec<Heap>, Fault> {
-    let process = Process::open(&Root::live().unwrap(), pid).unwrap();
-    let live = Live::new(&process, false).map_err(|_| Fault::Ended)?;
-    luajit::find_with_ranges(&live)
-}
-
-#[test]
-fn states_that_run_meanwhile() {
-    let Some(mut host) = Host::start(OPENRESTY, 4) else { return };
-    let pid = host.0.pid();
-    let work = "
-        S = S or {}
-        for i = 1, 3000 do
-            S[math.random(4000)] = { i, string.rep('x', math.random(300)), { tostring(i) } }
-            if i % 500 == 0 then S[math.random(4000)] = string.rep('y', math.random(300000)) end
-        end";
-    for state in 0..2 {
-        host.run(state, work);
-        host.0.ask(&format!("spin {state} {}", work.replace('\n', " ")));
-    }
-    let (mut rereads, mut torn, mut unresolved, mut most) = (0, 0, Bytes::ZERO, 0.0_f64);
-    let rounds = 60;
-    for round in 0..rounds {
-        // Now and then a state comes, works and goes.
-        if round % 15 == 7 {
-            let state: usize = host.0.ask("new").parse().unwrap();
-            host.run(state, &burst(4000));
-            host.0.ask(&format!("close {state}"));
-        }
-        let heap = look_running(pid).unwrap().pop().unwrap();
-        assert_eq!(heap.corruptions, [], "round {round}");
-        assert!(heap.arenas.iter().filter(|arena| arena.collector.is_some()).count() >= 4, "{heap:#?}");
-        let figures = heap.figures;
-        assert_eq!(figures.mapped, figures.live + figures.free + figures.metadata + figures.unused);
-        assert_eq!(figures.unused, heap.certainty.unresolved);
-        let total: Bytes = totals(&heap).into_iter().sum();
-        assert!(
-            figures.live > total.scaled(0.5) && figures.live < total.scaled(2.0),
-            "round {round}: {figures:?} {total:?}"
-        );
-        rereads += heap.certainty.reread;
-        torn += u64::from(heap.certainty.unresolved > Bytes::ZERO);
-        unresolved += heap.certainty.unresolved;
-        most = most.max(heap.certainty.unresolved.share_of(figures.mapped));
-    }
-    println!(
-        "{rounds} walks: {rereads} spots read again, {torn} walks with something unresolved, {unresolved} in all, at most {:.1}%",
-        100.0 * most
-    );
-    for state in 0..2 {
-        assert_eq!(host.0.ask(&format!("stop {state}")), "nil");
-    }
-    assert_eq!(host.heap().unwrap().corruptions, []);
-}
-
-#[test]
-fn a_process_that_ends_meanwhile() {
-    let mut ended = 0;
-    for round in 0..40_u64 {
-        let Some(mut host) = Host::start(OPENRESTY, 2) else { return };
-        host.run(0, &burst(2000));
-        let pid = host.0.pid();
-        let process = Process::open(&Root::live().unwrap(), pid).unwrap();
-        let Ok(live) = Live::new(&process, false) else { continue };
-        let killer = std::thread::spawn(move || {
-            for _ in 0..round * 20_000 {
-                std::hint::spin_loop();
-            }
-            drop(host);
-        });
-        match luajit::find(&live) {
-            Ok(_) => {}
-            Err(Fault::Ended) => ended += 1,
-            Err(fault) => panic!("{fault}"),
-        }
-        killer.join().unwrap();
-        // Once it is gone there is nothing, and no error but that.
-        assert!(matches!(luajit::find(&live), Ok(_) | Err(Fault::Ended)));
-    }
-    println!("ended under the walk: {ended} of 40");
-}
-
-/// Real states, damaged in many ways: never a panic, never figures that do not add up.
-#[test]
-fn a_real_picture_damaged() {
-    let Some(mut host) = Host::start(PLAIN, 2) else { return };
-    for state in 0..2 {
-        host.run(state, &burst(3000));
-        host.run(state, "L = string.rep('large', 40000) collectgarbage()");
-    }
-    let process = Process::open(&Root::live().unwrap(), host.0.pid()).unwrap();
-    let live = Live::new(&process, true).unwrap();
-    let whole = luajit::find(&live).unwrap().pop().unwrap();
-    let mut picture = Image::of(&live, |area| area.is_unnamed()).unwrap();
-    let library = live.areas().iter().find(|area| area.perms.exec && area.path.ends_with(b"2.1.0")).unwrap();
-    let mut content = Vec::new();
-    live.file(library).unwrap().read_to_end(&mut content).unwrap();
-    Image::file(&mut picture, &library.path, content);
-    assert_eq!(luajit::find(&picture).unwrap(), std::slice::from_ref(&whole));
-    let mut seed = 88_172_645_463_325_252_u64;
-    let mut random = move |below: u64| {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed % below
-    };
-    let (mut told, mut unnoticed) = (0, 0);
-    let mut reader = Reader::new(&picture);
-    for _ in 0..100 {
-        let mut damaged = picture.clone();
-        for _ in 0..1 + random(6) {
-            let claim = &whole.claims[random(whole.claims.len() as u64) as usize];
-            let mut address = claim.start + random((claim.end - claim.start) / 8) * 8;
-            if random(2) == 0 {
-                // What looks like a chunk's header more often is one than not.
-                let is_header = |word: u64| (32..8192).contains(&word) && matches!(word & 7, 1..=3);
-                let next =
-                    (address..claim.end - 8).step_by(8).find(|&at| reader.u64(at).is_ok_and(is_header));
-                address = next.unwrap_or(address);
-            }
-            let value = match random(4) {
-                0 => 0,
-                1 => random(u64::MAX),
-                2 => claim.start + random(claim.end - claim.start),
-                _ => random(4096),
-            };
-            damaged.patch(address, &value.to_le_bytes());
-        }
-        for heap in luajit::find(&damaged).unwrap() {
-            let figures = heap.figures;
-            assert_eq!(figures.mapped, figures.live + figures.free + figures.metadata + figures.unused);
-            assert_eq!(figures.unused, heap.certainty.unresolved);
-            // What was lost was also told.
-            assert!(figures.unused == Bytes::ZERO || !heap.corruptions.is_empty());
-            told += u64::from(!heap.corruptions.is_empty());
-            unnoticed += u64::from(heap.corruptions.is_empty());
-        }
-    }
-    println!("100 damaged pictures: {told} told as damaged, {unnoticed} hit only what the program wrote");
 }

@@ -17,6 +17,9 @@
 //! into anonymous memory, or into which the library "jit" was not linked. The JIT's machine code is mapped apart and
 //! not counted.
 //!
+//! Damage: what does not add up in a process that stands still is told as such. A process may have been stopped in the
+//! middle of an allocation, so whoever stopped it should let it run on and look again before calling it damaged.
+//!
 //! Invariants: nothing is called LuaJIT's on one witness; figures add up to what is mapped.
 
 mod code;
@@ -165,8 +168,6 @@ struct Pass {
     reread: u64,
     unresolved: u64,
     away: u64,
-    /// Whether nothing was taken or given back in the meantime.
-    is_quiet: bool,
 }
 
 /// A heap being put together.
@@ -208,23 +209,45 @@ impl Assembly<'_> {
 
     fn state(&mut self, index: usize, mut state: State, large: &[Range<u64>]) -> Result<(), Fault> {
         let mut best = self.pass(&state, large)?;
+        let mut wrong = std::mem::take(&mut best.corruptions);
+        let mut went_on = 0;
         for _ in 1..PASSES {
-            if best.is_quiet || best.unresolved == 0 {
+            if self.source.is_still() || best.unresolved == 0 && wrong.is_empty() {
                 break;
             }
-            match state::read(&mut Reader::new(self.source), self.codes, state.book.page)? {
-                Some(again) => state = again,
-                None => break,
-            }
+            let Some(now) = state::read(&mut Reader::new(self.source), self.codes, state.book.page)? else {
+                break;
+            };
+            went_on += usize::from(!now.is_as(&state));
+            state = now;
             let again = self.pass(&state, large)?;
+            wrong.retain(|corruption| again.corruptions.contains(corruption));
             let reread = best.reread + again.reread;
-            if again.unresolved < best.unresolved {
+            if again.unresolved <= best.unresolved {
                 best = again;
             }
             best.reread = reread;
         }
+        self.accuse(index, wrong, self.source.is_still() || went_on == PASSES - 1);
         self.tell(index, &state, best);
         Ok(())
+    }
+
+    /// Tells what is wrong with a state: damage, if it is `certain`. A thread that stands in the middle of an
+    /// allocation, because another has its processor, leaves the same traces for as long as it stands there; damage is
+    /// what is still there after the state went on.
+    fn accuse(&mut self, index: usize, wrong: Vec<Corruption>, certain: bool) {
+        if certain {
+            let room = CORRUPTIONS_MOST.saturating_sub(self.heap.corruptions.len());
+            self.heap.corruptions.extend(wrong.into_iter().take(room));
+        } else if let Some(Corruption { address, what }) = wrong.first().filter(|_| index < NOTES_MOST) {
+            let count = wrong.len();
+            self.heap.notes.push(format!(
+                "state {}: {count} places do not add up, at {address:#x} {what}: it is damaged, or a thread stands in \
+                 the middle of an allocation",
+                index + 1
+            ));
+        }
     }
 
     /// Walks `state` once.
@@ -258,15 +281,15 @@ impl Assembly<'_> {
             true => Some(state.clone()),
             false => state::read(&mut Reader::new(source), self.codes, state.book.page)?,
         };
-        let is_same = |after: &State| after.book == state.book && after.global == state.global;
-        let is_quiet = after.as_ref().is_some_and(is_same);
+        let is_quiet = after.as_ref().is_some_and(|after| after.is_as(state));
         let corruptions = match is_quiet {
             true if unresolved == 0 => judge(state, top, links),
-            true => broken.into_iter().chain(state.broken.clone()).collect(),
-            false => Vec::new(),
+            true => broken.into_iter().chain(state.broken.clone()).take(CORRUPTIONS_MOST).collect(),
+            // Lists and books are of different moments; chunks were read again until they added up.
+            false => broken,
         };
         let collector = after.map_or(state.global.collector, |after| after.global.collector);
-        Ok(Pass { figures, classes, ranges, collector, corruptions, reread, unresolved, away, is_quiet })
+        Ok(Pass { figures, classes, ranges, collector, corruptions, reread, unresolved, away })
     }
 
     /// Tells what a walk over `state` came to.
@@ -284,8 +307,6 @@ impl Assembly<'_> {
                 ));
             }
         }
-        let room = CORRUPTIONS_MOST.saturating_sub(self.heap.corruptions.len());
-        self.heap.corruptions.extend(pass.corruptions.into_iter().take(room));
         let version = self.codes.get(state.code).map(|code| code.version.as_str()).unwrap_or_default();
         let version = format!("{version}{}", if state.global.is_openresty { " (OpenResty)" } else { "" });
         match &mut self.heap.version {

@@ -33,6 +33,13 @@ pub(super) struct State {
     pub(super) code: usize,
 }
 
+impl State {
+    /// Whether nothing was taken or given back since `before`.
+    pub(super) fn is_as(&self, before: &State) -> bool {
+        self.book == before.book && self.global == before.global
+    }
+}
+
 /// The state whose books are on `page`, if there are such. Faults that say that memory is not there say that no
 /// state is; those that end the walk are passed on.
 pub(super) fn read(reader: &mut Reader<'_>, codes: &[Code], page: u64) -> Result<Option<State>, Fault> {
