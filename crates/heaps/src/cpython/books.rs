@@ -20,6 +20,8 @@ use std::ops::Range;
 const TRIES: usize = 5;
 /// How many rings may be seen to be in motion all the time: the others are proof enough.
 const MOVING_MOST: u32 = 4;
+/// How many arenas may be seen in the midst of being made, which a thread that does not get the processor is for long.
+const CHANGING_MOST: u32 = 2;
 /// What is read of a binary's data at once; a part in swap costs no more than itself.
 const PART: u64 = 64 << 10;
 
@@ -73,9 +75,9 @@ impl Words {
             for (index, pair) in pairs.iter().enumerate() {
                 let at = self.start + (phase + 16 * index) as u64;
                 let (first, last) = (word(pair, 0), word(pair, 8));
-                let empty = first == at.wrapping_sub(16) && last == first;
-                let pools = first != 0 && last != 0 && (first | last).is_multiple_of(4096);
-                run = if empty || pools { run + 1 } else { 0 };
+                // A ring that is being linked has one end of each kind.
+                let is_end = |end: u64| end == at.wrapping_sub(16) || (end != 0 && end.is_multiple_of(4096));
+                run = if is_end(first) && is_end(last) { run + 1 } else { 0 };
                 if run >= USED_BYTES / 16 {
                     found.push(at + 16 - USED_BYTES);
                 }
@@ -247,7 +249,7 @@ pub(super) fn pointers(source: &dyn MemorySource, data: &[Words]) -> Vec<u64> {
 /// How many arena_objects the array has: the number doubles, unused ones are chained within the array, and only
 /// the last of the chain ends it, so what lies behind the array does not pass for a part of it.
 fn extent(reader: &mut Reader<'_>, array: u64, geometry: Geometry) -> Result<Option<u32>, Fault> {
-    let mut scan = Scan { array, arenas: Vec::new(), ends: 0, chained: array };
+    let mut scan = Scan::new(reader, array);
     let (mut found, mut len) = (None, FIRST_OBJECTS);
     let mut done = 0;
     while len <= OBJECTS_MOST && scan.go_on(reader, done..len, geometry)? {
@@ -267,7 +269,7 @@ pub(super) fn entries(
     len: u32,
     geometry: Geometry,
 ) -> Result<Option<Vec<Arena>>, Fault> {
-    let mut scan = Scan { array, arenas: Vec::new(), ends: 0, chained: array };
+    let mut scan = Scan::new(reader, array);
     let good = scan.go_on(reader, 0..len, geometry)? && scan.is_whole(len);
     Ok(good.then_some(scan.arenas))
 }
@@ -280,9 +282,16 @@ struct Scan {
     ends: u32,
     /// The highest address in the chain.
     chained: u64,
+    /// How many entries more may be seen in the midst of a change.
+    may_be_odd: u32,
 }
 
 impl Scan {
+    fn new(reader: &Reader<'_>, array: u64) -> Scan {
+        let may_be_odd = if reader.source().is_still() { 0 } else { CHANGING_MOST };
+        Scan { array, arenas: Vec::new(), ends: 0, chained: array, may_be_odd }
+    }
+
     /// Reads the entries `part`; false if one is none.
     fn go_on(
         &mut self,
@@ -303,6 +312,7 @@ impl Scan {
                     }
                     self.chained = self.chained.max(next);
                 }
+                None if self.may_be_odd > 0 => self.may_be_odd -= 1,
                 None => return Ok(false),
             }
             if self.ends > 1 {
