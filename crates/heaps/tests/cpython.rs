@@ -331,7 +331,7 @@ sys.stdin.readline()
 os._exit(7)
 "#;
 
-const LOOKS: u32 = 15;
+const LOOKS: u32 = 9;
 
 #[test]
 fn a_busy_target_is_read_while_it_runs_and_not_harmed() {
