@@ -107,15 +107,26 @@ pub(super) struct Books {
     pub(super) len: u32,
     /// Whether all is in one structure, as from 3.12 on.
     pub(super) is_one: bool,
+    /// Where the array's address was found.
+    slots: Vec<u64>,
 }
 
-/// All books in a binary's data.
-pub(super) fn in_data(reader: &mut Reader<'_>, data: &[Words]) -> Result<Vec<Books>, Fault> {
-    let mut found = Vec::new();
-    for used in data.iter().flat_map(Words::could_be_used) {
-        found.extend(at(reader, used, data)?);
+impl Books {
+    /// Whether the array is still the one in use. It moves when it grows, and what it was stays readable.
+    pub(super) fn is_current(&self, reader: &mut Reader<'_>) -> Result<bool, Fault> {
+        reader.refresh();
+        for slot in &self.slots {
+            if present(reader.u64(*slot))? == Some(self.array) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
-    Ok(found)
+}
+
+/// Where in a binary's data `usedpools` could be.
+pub(super) fn places(data: &[Words]) -> Vec<u64> {
+    data.iter().flat_map(Words::could_be_used).collect()
 }
 
 /// The books whose `usedpools` is at `used`, if one is there. The array is looked for behind it, and in `data`.
@@ -133,14 +144,18 @@ pub(super) fn at(reader: &mut Reader<'_>, used: u64, data: &[Words]) -> Result<O
             let len = present(reader.u32(used + MAX_AT))?.unwrap_or(0);
             let doubled = (FIRST_OBJECTS..=OBJECTS_MOST).contains(&len) && len.is_power_of_two();
             if doubled && entries(reader, behind, len, geometry)?.is_some() {
-                return Ok(Some(Books { used, geometry, array: behind, len, is_one: true }));
+                let slots = vec![used + ARENAS_AT];
+                return Ok(Some(Books { used, geometry, array: behind, len, is_one: true, slots }));
             }
         }
         for array in pointers(reader.source(), data) {
             if knows(reader, array, &samples, geometry)?
                 && let Some(len) = extent(reader, array, geometry)?
+                && samples.iter().all(|sample| sample.header.arena < len)
             {
-                return Ok(Some(Books { used, geometry, array, len, is_one: false }));
+                let words = data.iter().flat_map(Words::each);
+                let slots = words.filter(|(_, word)| *word == array).map(|(slot, _)| slot).collect();
+                return Ok(Some(Books { used, geometry, array, len, is_one: false, slots }));
             }
         }
         reader.refresh();
@@ -262,16 +277,18 @@ fn extent(reader: &mut Reader<'_>, array: u64, geometry: Geometry) -> Result<Opt
     Ok(found)
 }
 
-/// The arenas of an array of `len`; `None` if that is not what is there.
+/// The arenas of an array of `len`, and how many more were in the midst of being made; `None` if that is not what is
+/// there.
 pub(super) fn entries(
     reader: &mut Reader<'_>,
     array: u64,
     len: u32,
     geometry: Geometry,
-) -> Result<Option<Vec<Arena>>, Fault> {
+) -> Result<Option<(Vec<Arena>, u32)>, Fault> {
     let mut scan = Scan::new(reader, array);
+    let may_be_odd = scan.may_be_odd;
     let good = scan.go_on(reader, 0..len, geometry)? && scan.is_whole(len);
-    Ok(good.then_some(scan.arenas))
+    Ok(good.then(|| (scan.arenas, may_be_odd - scan.may_be_odd)))
 }
 
 /// An array being read.
