@@ -17,6 +17,11 @@ const ARENAS_MOST: usize = 4096;
 const HEAPS_MOST: usize = 1 << 16;
 /// So many of the 127 bins must be lists: damage to a few shall be found, not hide the heap.
 const LISTS_LEAST: usize = 112;
+/// More threads than may be allocating large blocks at one moment.
+const THREADS_MOST: u64 = 1 << 15;
+/// Nothing is mapped below (vm.mmap_min_addr), nor above, with 5 levels of page tables.
+const PAGES_BELOW: u64 = 1 << 16;
+const USER_END: u64 = 1 << 56;
 /// A heap under way is read again this often.
 const READS_MOST: usize = 4;
 
@@ -24,6 +29,8 @@ const READS_MOST: usize = 4;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) address: u64,
+    /// A thread is at work in it: what does not add up is not damage.
+    pub(super) is_locked: bool,
     /// Bit 1: the main arena's memory is not in one piece.
     pub(super) flags: u32,
     /// The heads of the quick lists: chunks.
@@ -56,6 +63,7 @@ impl State {
         }
         Some(State {
             address,
+            is_locked: word(0)? as u32 != 0,
             flags: (word(0)? >> 32) as u32,
             fast,
             top: word(layout.top)?,
@@ -90,9 +98,13 @@ impl State {
         self.flags & 2 != 0
     }
 
-    /// Bins that are no lists: neither empty nor with two ends in memory that can be written.
+    /// Bins that are no lists: neither empty nor with two ends in memory that can be written. Of a process that
+    /// runs, that may be memory it has taken since its mappings were read.
     pub(super) fn broken_bins<'a>(&'a self, source: &'a dyn MemorySource) -> impl Iterator<Item = u64> + 'a {
-        let chunk = |address: u64| address.is_multiple_of(16) && writable(source, address).is_some();
+        let known = |address| !source.is_still() || writable(source, address).is_some();
+        let chunk = move |address: u64| {
+            address.is_multiple_of(16) && (PAGES_BELOW..USER_END).contains(&address) && known(address)
+        };
         self.bins
             .iter()
             .filter(move |&&(first, last, bin)| match (first == bin, last == bin) {
@@ -145,8 +157,10 @@ impl Parameters {
             cache_count: params.cache.map_or(0, |cache| word(cache + 16)),
         };
         let unit = if claim.layout.mmapped_tail() > 0 { 16 } else { 4096 };
+        // Blocks are counted before their bytes are.
+        let on_their_way = if reader.source().is_still() { 0 } else { THREADS_MOST };
         let plausible = found.mmapped.is_multiple_of(unit)
-            && found.n_mmaps <= found.mmapped / 4096
+            && found.n_mmaps <= found.mmapped / 4096 + on_their_way
             && found.mmapped < 1 << 57
             && (found.sbrk_base == 0 || writable(reader.source(), found.sbrk_base).is_some());
         Ok(plausible.then_some(found))

@@ -36,7 +36,7 @@ use main_arena::Main;
 use marks::Marks;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use walk::{CORRUPTIONS_MOST, Findings, Walk};
+use walk::{CORRUPTIONS_MOST, Findings, Walk, Whose};
 
 /// The glibc heaps of `source`: one for each libc in it that was ever asked for memory; none where there is no
 /// glibc, or where its malloc was never used because another one stands in for it. A glibc whose structures
@@ -93,7 +93,9 @@ fn heap(source: &dyn MemorySource, libc: &Libc) -> Result<Option<Heap>, Fault> {
         notes: Vec::new(),
     };
     look.findings.corruptions.extend(broken);
-    for bin in main.broken_bins(source).take(CORRUPTIONS_MOST).filter(|_| source.is_still()) {
+    for bin in
+        main.broken_bins(source).take(CORRUPTIONS_MOST).filter(|_| source.is_still() && !main.is_locked)
+    {
         if !main.is_unused() {
             look.findings.corrupt(bin + layout::HEADER, "a bin of the main arena is no list");
         }
@@ -147,7 +149,8 @@ impl<'s> Look<'s> {
             true => mmapped::unclaimed(self.source.areas(), &self.claims),
             false => Vec::new(),
         };
-        let mut walk = Walk::new(Reader::new(self.source), &self.layout, true, &quick, &mut self.findings);
+        let whose = Whose { is_main: true, is_locked: state.is_locked };
+        let mut walk = Walk::new(Reader::new(self.source), &self.layout, whose, &quick, &mut self.findings);
         let parts = main.walk(&mut walk, &free)?;
         let account = walk.close()?;
         let (start, end) =
@@ -165,7 +168,8 @@ impl<'s> Look<'s> {
         let heaps = spans.iter().map(|span| span.base..span.end);
         let heap_at = |address| heaps.clone().find(|heap: &Range<u64>| heap.contains(&address));
         let quick = self.quick(state, heap_at)?;
-        let mut walk = Walk::new(Reader::new(self.source), &self.layout, false, &quick, &mut self.findings);
+        let whose = Whose { is_main: false, is_locked: state.is_locked };
+        let mut walk = Walk::new(Reader::new(self.source), &self.layout, whose, &quick, &mut self.findings);
         for span in spans {
             walk.span(span, None)?;
             walk.mapped(span.base..span.mapped_end, span.first - span.base)?;
@@ -306,6 +310,10 @@ impl<'s> Look<'s> {
             let uncut = self.findings.uncut;
             heap.notes
                 .push(format!("the tops of its arenas hold {uncut} that malloc_trim does not give back"));
+        }
+        if !heap.certainty.still && heap.certainty.unresolved > Bytes::ZERO {
+            heap.notes
+                .push("what is unresolved was changing, or is damaged: stop the process to tell".to_owned());
         }
         heap.claims = merged(self.claims);
         heap

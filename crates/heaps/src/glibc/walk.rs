@@ -70,11 +70,19 @@ pub(super) enum Ending {
     Fence(u64),
 }
 
+/// What the walk needs to know of the arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Whose {
+    pub(super) is_main: bool,
+    /// A thread was stopped while at work in it.
+    pub(super) is_locked: bool,
+}
+
 /// Walks the stretches of one arena.
 pub(super) struct Walk<'s, 'a> {
     reader: Reader<'s>,
     books: Books<'s, 'a>,
-    is_main: bool,
+    whose: Whose,
     /// Two chunks at which windows began, to start from again.
     anchors: [u64; 2],
     /// How far chains may still be looked for.
@@ -113,7 +121,7 @@ impl<'s, 'a> Walk<'s, 'a> {
     pub(super) fn new(
         reader: Reader<'s>,
         layout: &'a Layout,
-        is_main: bool,
+        whose: Whose,
         quick: &'a Marks,
         findings: &'a mut Findings,
     ) -> Walk<'s, 'a> {
@@ -130,7 +138,7 @@ impl<'s, 'a> Walk<'s, 'a> {
             caches: layout.caches,
             findings,
         };
-        Walk { reader, books, is_main, anchors: [0; 2], search_left: SEARCH_MOST }
+        Walk { reader, books, whose, anchors: [0; 2], search_left: SEARCH_MOST }
     }
 
     /// The account, with everything told.
@@ -228,7 +236,7 @@ impl<'s, 'a> Walk<'s, 'a> {
             true => Some(field_of(&self.reader.array::<16>(at + HEADER)?)),
             false => None,
         };
-        let found = match (self.is_main, size, next) {
+        let found = match (self.whose.is_main, size, next) {
             (true, 16, Some(next)) if next == 16 | PREV_IN_USE => Some(Ending::Fence(at + 2 * HEADER)),
             (false, 16, Some(next)) if next & !FLAGS == 0 && !span.holds_top => Some(Ending::End),
             (false, 0, _) if field == PREV_IN_USE && !span.holds_top && span.end - at <= 64 => {
@@ -257,7 +265,7 @@ impl<'s, 'a> Walk<'s, 'a> {
                     Reached::Broken(_) => {}
                 }
             }
-        } else {
+        } else if !self.whose.is_locked {
             self.books
                 .findings
                 .corrupt(at, "the header of a chunk is none, or disagrees with the chunk before");
