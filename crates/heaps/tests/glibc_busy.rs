@@ -118,3 +118,30 @@ fn programs_that_exit() {
     println!("{results} walks with a result, {errors} of a process that had ended");
     assert!(results > 0 && errors > 0);
 }
+
+/// Where another malloc stands in for glibc's, and in programs with another C library, there is nothing to tell.
+#[test]
+fn other_allocators_are_not_called_glibc() {
+    let nothing = |command: &mut Command| {
+        let child = Child::spawn(command.arg("threads"));
+        assert_eq!(walk(child.pid()).expect("a process that runs on"), [], "{command:?}");
+    };
+    let jemalloc = Path::new("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2");
+    if jemalloc.exists() {
+        nothing(Command::new(program()).env("LD_PRELOAD", jemalloc));
+    } else {
+        println!("skipped: jemalloc instead of glibc's malloc: libjemalloc2 is not installed");
+    }
+    if ebbtide_testkit::child::installed("musl-gcc") {
+        for option in ["-O1", "-static"] {
+            let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("busy-musl{option}"));
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/busy.c");
+            let mut gcc = Command::new("musl-gcc");
+            gcc.args([option, "-pthread", "-o"]).arg(&program).arg(source);
+            assert!(gcc.status().expect("musl-gcc").success());
+            nothing(&mut Command::new(&program));
+        }
+    } else {
+        println!("skipped: a musl program: musl-tools is not installed");
+    }
+}

@@ -6,7 +6,6 @@
 
 use super::layout::{BINS, FAST_BINS, Layout};
 use super::locate::{Claim, word_at};
-use crate::model::Corruption;
 use crate::reader::Reader;
 use crate::source::{Area, Fault, MemorySource};
 use std::collections::HashSet;
@@ -167,17 +166,27 @@ impl Parameters {
     }
 }
 
-/// The first of `claims` that the running process bears out, with its `mp_`. A process that changes while it
-/// is read is asked a few times.
-pub(super) fn confirm(
-    reader: &mut Reader<'_>,
-    claims: &[Claim],
-) -> Result<Option<(Claim, State, Parameters)>, Fault> {
+/// What a process says to what a file claims.
+pub(super) enum Confirmed {
+    /// It bears it out, with the main arena and `mp_` as they are.
+    Yes(Box<(Claim, State, Parameters)>),
+    No,
+    /// It cannot be asked without bringing a page back into memory.
+    Swapped,
+}
+
+/// The first of `claims` that the running process bears out. A process that changes while it is read is asked a
+/// few times.
+pub(super) fn confirm(reader: &mut Reader<'_>, claims: &[Claim]) -> Result<Confirmed, Fault> {
+    let mut swapped = false;
     for _ in 0..READS_MOST {
         for claim in claims {
             let state = match State::read(reader, &claim.layout, claim.arena) {
                 Ok(state) => state,
-                Err(Fault::Unmapped(_) | Fault::Swapped(_)) => continue,
+                Err(fault @ (Fault::Unmapped(_) | Fault::Swapped(_))) => {
+                    swapped |= matches!(fault, Fault::Swapped(_));
+                    continue;
+                }
                 Err(fault) => return Err(fault),
             };
             let lists = BINS - state.broken_bins(reader.source()).count();
@@ -185,11 +194,15 @@ pub(super) fn confirm(
             let sized = (4096..=state.system_most).contains(&state.system);
             let is_arena = state.is_unused() || (lists >= LISTS_LEAST && sized);
             let params = match Parameters::read(reader, claim) {
-                Err(Fault::Unmapped(_) | Fault::Swapped(_)) => None,
+                Err(Fault::Unmapped(_)) => None,
+                Err(Fault::Swapped(_)) => {
+                    swapped = true;
+                    None
+                }
                 read => read?,
             };
             if let (true, Some(params)) = (is_arena, params) {
-                return Ok(Some((*claim, state, params)));
+                return Ok(Confirmed::Yes(Box::new((*claim, state, params))));
             }
         }
         if reader.source().is_still() {
@@ -197,7 +210,27 @@ pub(super) fn confirm(
         }
         reader.refresh();
     }
-    Ok(None)
+    Ok(if swapped { Confirmed::Swapped } else { Confirmed::No })
+}
+
+/// Where a ring or a chain breaks off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Broken {
+    /// The pointer that leads nowhere good.
+    pub(super) address: u64,
+    pub(super) what: &'static str,
+    /// No running program leaves it so; else it cannot be read.
+    pub(super) is_damage: bool,
+}
+
+impl Broken {
+    fn damaged(address: u64, what: &'static str) -> Option<Broken> {
+        Some(Broken { address, what, is_damage: true })
+    }
+
+    fn swapped(address: u64, what: &'static str) -> Option<Broken> {
+        Some(Broken { address, what, is_damage: false })
+    }
 }
 
 /// The thread arenas in the ring behind `main`, and what is wrong with the ring.
@@ -205,33 +238,37 @@ pub(super) fn ring(
     reader: &mut Reader<'_>,
     layout: &Layout,
     main: &State,
-) -> Result<(Vec<State>, Option<Corruption>), Fault> {
+) -> Result<(Vec<State>, Option<Broken>), Fault> {
     let mut arenas: Vec<State> = Vec::new();
     let mut seen = HashSet::from([main.address]);
-    let (mut from, mut next) = (main.address, main.next);
+    let (mut pointer, mut next) = (main.address.wrapping_add(layout.next as u64), main.next);
     let broken = loop {
         if next == main.address {
             break None;
         }
         if arenas.len() == ARENAS_MOST || !seen.insert(next) {
-            break Some("the ring of arenas does not close");
+            break Broken::damaged(pointer, "the ring of arenas does not close");
         }
         match State::read(reader, layout, next) {
             Ok(state) if writable(reader.source(), next).is_some() => {
-                (from, next) = (next, state.next);
+                (pointer, next) = (next.wrapping_add(layout.next as u64), state.next);
                 arenas.push(state);
             }
-            Ok(_) | Err(Fault::Unmapped(_)) => break Some("the next arena's address leads nowhere"),
+            Ok(_) | Err(Fault::Unmapped(_)) => {
+                break Broken::damaged(pointer, "the next arena's address leads nowhere");
+            }
             Err(Fault::Swapped(_)) => {
-                break Some("an arena is swapped out, and those behind it are not known");
+                break Broken::swapped(
+                    pointer,
+                    "an arena is swapped out: it and those behind it are not known",
+                );
             }
             Err(fault) => return Err(fault),
         }
     };
-    let address = from.wrapping_add(layout.next as u64);
     // The newest arenas come first; people count from the oldest.
     arenas.reverse();
-    Ok((arenas, broken.map(|what| Corruption { address, what: what.to_owned() })))
+    Ok((arenas, broken))
 }
 
 /// A stretch of chunks.
@@ -257,27 +294,32 @@ pub(super) fn heaps(
     layout: &Layout,
     state: &State,
     heap_max: u64,
-) -> Result<(Vec<Span>, Option<Corruption>), Fault> {
+) -> Result<(Vec<Span>, Option<Broken>), Fault> {
     let mut spans: Vec<Span> = Vec::new();
     let mut seen = HashSet::new();
     let mut heap = state.top & !(heap_max - 1);
     let broken = loop {
         if spans.len() == HEAPS_MOST || !seen.insert(heap) {
-            break Some("the chain of heaps does not end");
+            break Broken::damaged(heap, "the chain of heaps does not end");
         }
         let words = match reader.array::<32>(heap) {
             Ok(bytes) => bytes,
-            Err(Fault::Unmapped(_)) => break Some("a heap's address leads nowhere"),
-            Err(Fault::Swapped(_)) => break Some("a heap's books are swapped out"),
+            Err(Fault::Unmapped(_)) => break Broken::damaged(heap, "a heap's address leads nowhere"),
+            Err(Fault::Swapped(_)) => {
+                break Broken::swapped(
+                    heap,
+                    "a heap's books are swapped out: it and older ones are not known",
+                );
+            }
             Err(fault) => return Err(fault),
         };
         let word = |index: usize| word_at(&words, 8 * index).unwrap_or(0);
         let (arena, previous, size, readable) = (word(0), word(1), word(2), word(3));
         if arena != state.address {
-            break Some("a heap belongs to another arena than its chain does");
+            break Broken::damaged(heap, "a heap belongs to another arena than its chain does");
         }
         if size < layout.heap_info || size > readable || readable > heap_max || size % 16 != 0 {
-            break Some("a heap's size is none");
+            break Broken::damaged(heap, "a heap's size is none");
         }
         let books = match (heap..heap + size).contains(&state.address) {
             true => state.address - heap + layout.state_size() as u64,
@@ -294,10 +336,10 @@ pub(super) fn heaps(
         });
         if previous == 0 {
             let known = spans.iter().any(|span| (span.base..span.end).contains(&state.address));
-            break (!known).then_some("an arena lies in none of its heaps");
+            break if known { None } else { Broken::damaged(heap, "an arena lies in none of its heaps") };
         }
         heap = previous;
     };
     spans.sort_by_key(|span| span.base);
-    Ok((spans, broken.map(|what| Corruption { address: heap, what: what.to_owned() })))
+    Ok((spans, broken))
 }

@@ -13,6 +13,7 @@
 //! Invariants: figures add up to what is mapped; nothing is called glibc's on one witness.
 
 mod arena;
+mod books;
 mod cache;
 mod layout;
 mod locate;
@@ -28,7 +29,8 @@ use crate::account::Account;
 use crate::model::{Arena, Figures, Heap, Kind, SizeClass};
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
-use arena::{Parameters, Span, State};
+use arena::{Broken, Confirmed, Parameters, Span, State};
+use books::{CORRUPTIONS_MOST, Findings};
 use ebbtide_observe::Bytes;
 use layout::Layout;
 use locate::{Claim, Libc, Located};
@@ -36,7 +38,7 @@ use main_arena::Main;
 use marks::Marks;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use walk::{CORRUPTIONS_MOST, Findings, Walk, Whose};
+use walk::{Walk, Whose};
 
 /// The glibc heaps of `source`: one for each libc in it that was ever asked for memory; none where there is no
 /// glibc, or where its malloc was never used because another one stands in for it. A glibc whose structures
@@ -49,14 +51,15 @@ pub fn find(source: &dyn MemorySource) -> Result<Vec<Heap>, Fault> {
     for located in locate::libcs(source)? {
         match located {
             Located::Here(libc) => heaps.extend(heap(source, &libc)?),
-            Located::Unreadable(why) => {
-                let mut heap = Heap::new(Kind::Glibc);
-                heap.notes.push(why);
-                heaps.push(heap);
-            }
+            Located::Unreadable(why) => heaps.push(unread(why)),
         }
     }
     Ok(heaps)
+}
+
+/// A heap of which only this is known.
+fn unread(why: String) -> Heap {
+    Heap { notes: vec![why], ..Heap::new(Kind::Glibc) }
 }
 
 /// An arena's figures and histogram.
@@ -77,7 +80,11 @@ struct Look<'s> {
 
 fn heap(source: &dyn MemorySource, libc: &Libc) -> Result<Option<Heap>, Fault> {
     let mut reader = Reader::new(source);
-    let Some((claim, main, params)) = arena::confirm(&mut reader, &libc.claims)? else { return Ok(None) };
+    let (claim, main, params) = match arena::confirm(&mut reader, &libc.claims)? {
+        Confirmed::Yes(found) => *found,
+        Confirmed::No => return Ok(None),
+        Confirmed::Swapped => return Ok(Some(unread("its books are swapped out".to_owned()))),
+    };
     let (threads, broken) = arena::ring(&mut reader, &claim.layout, &main)?;
     if main.is_unused() && threads.is_empty() && params.n_mmaps == 0 {
         return Ok(None);
@@ -92,12 +99,10 @@ fn heap(source: &dyn MemorySource, libc: &Libc) -> Result<Option<Heap>, Fault> {
         claims: Vec::new(),
         notes: Vec::new(),
     };
-    look.findings.corruptions.extend(broken);
-    for bin in
-        main.broken_bins(source).take(CORRUPTIONS_MOST).filter(|_| source.is_still() && !main.is_locked)
-    {
-        if !main.is_unused() {
-            look.findings.corrupt(bin + layout::HEADER, "a bin of the main arena is no list");
+    look.broken(&main, broken);
+    if source.is_still() && !main.is_locked && !main.is_unused() {
+        for bin in main.broken_bins(source).take(CORRUPTIONS_MOST) {
+            look.findings.corrupt(bin.wrapping_add(layout::HEADER), "a bin of the main arena is no list");
         }
     }
     look.arenas(&main, &threads)?;
@@ -116,9 +121,7 @@ impl<'s> Look<'s> {
         let mut heaps = Vec::new();
         for state in threads {
             let (spans, broken) = arena::heaps(&mut reader, &self.layout, state, heap_max)?;
-            if let Some(broken) = broken.filter(|_| self.source.is_still()) {
-                self.findings.corrupt(broken.address, broken.what);
-            }
+            self.broken(state, broken);
             self.claims.extend(spans.iter().map(|span| span.base..span.claim_end));
             heaps.push(spans);
         }
@@ -139,6 +142,18 @@ impl<'s> Look<'s> {
             self.thread(state, spans, index + 1)?;
         }
         self.blocks(&blocks)
+    }
+
+    /// Tells what breaks off, as damage only where nobody is at work.
+    fn broken(&mut self, state: &State, broken: Option<Broken>) {
+        match broken {
+            Some(broken) if !broken.is_damage => self.notes.push(broken.what.to_owned()),
+            Some(broken) if self.source.is_still() && !state.is_locked => {
+                self.findings.corrupt(broken.address, broken.what);
+            }
+            Some(_) => self.findings.certainty.reread += 1,
+            None => {}
+        }
     }
 
     fn main(&mut self, state: &State, main: &Main) -> Result<(), Fault> {
@@ -276,8 +291,8 @@ impl<'s> Look<'s> {
     fn is_still_there(&self, claim: &Claim) -> Result<(), Fault> {
         let mut reader = Reader::new(self.source);
         match arena::confirm(&mut reader, &[*claim])? {
-            Some(_) => Ok(()),
-            None => Err(Fault::Ended),
+            Confirmed::Yes(_) | Confirmed::Swapped => Ok(()),
+            Confirmed::No => Err(Fault::Ended),
         }
     }
 
