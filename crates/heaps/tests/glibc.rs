@@ -281,6 +281,32 @@ fn every_shape_on_glibc_2_41() {
     }
 }
 
+/// Every page that is called returnable can be dropped, also in the tops of thread arenas that malloc_trim leaves
+/// alone: resident memory falls by just so much, no block changes, and malloc goes on.
+#[test]
+fn returnable_pages_can_be_dropped() {
+    let libcs = [Some(Libc::Host), Libc::release("bullseye"), Libc::release("trixie")];
+    for (libc, (shape, _)) in libcs.iter().flatten().flat_map(|libc| SHAPES.map(|shape| (libc, shape))) {
+        let mut shaped = Shaped::start(libc, shape);
+        shaped.make();
+        let process = Process::open(&Root::live().unwrap(), shaped.child.pid()).unwrap();
+        let heap = glibc::find_with_ranges(&Live::new(&process, true).unwrap()).unwrap().remove(0);
+        let ranges = heap.returnable_ranges.unwrap();
+        let sum: Bytes = ranges.iter().map(|range| Bytes(range.end - range.start)).sum();
+        assert_eq!(sum, heap.figures.returnable, "{shape} on {libc:?}");
+        let content = shaped.child.ask("sum").to_owned();
+        let resident = shaped.anonymous();
+        for range in ranges {
+            assert_eq!(shaped.child.ask(&format!("drop {:x} {:x}", range.start, range.end)), "0");
+        }
+        assert_eq!(resident - shaped.anonymous(), sum, "{shape} on {libc:?}");
+        assert_eq!(shaped.child.ask("sum"), content, "{shape} on {libc:?}");
+        shaped.child.ask("end");
+        let after = shaped.heap();
+        assert_eq!(after.corruptions, [], "{shape} on {libc:?}");
+    }
+}
+
 /// The picture of a real heap with damage in it: the walk ends, names no byte twice, and what it calls damaged
 /// is damaged.
 #[test]

@@ -9,7 +9,7 @@ use super::layout::{Cache, FLAGS, HEADER, MIN_CHUNK, MMAPPED, PREV_IN_USE};
 use super::marks::Marks;
 use crate::account::Account;
 use crate::model::{Certainty, Corruption};
-use crate::source::{Fault, MemorySource};
+use crate::source::Fault;
 use ebbtide_observe::{Bytes, page_size};
 use std::ops::Range;
 
@@ -17,8 +17,9 @@ use std::ops::Range;
 const SMALL: u64 = 2048;
 /// Quick lists hold no larger chunk: MAX_FAST_SIZE is 160 bytes.
 pub(super) const FAST_MOST: u64 = 0xb0;
-/// Bytes at a freed chunk's start that malloc_trim keeps: sizeof(struct malloc_chunk).
-const KEPT_BY_TRIM: u64 = 48;
+/// Bytes at a freed chunk's start that hold its size and the links of up to two lists, and that malloc_trim keeps:
+/// sizeof(struct malloc_chunk).
+const LINKS: u64 = 48;
 /// Damage beyond this is counted, not listed.
 pub(super) const CORRUPTIONS_MOST: usize = 16;
 /// More structures that look like thread caches than there are threads (kernel.pid_max is 2^22 at most, and
@@ -74,16 +75,16 @@ pub(super) struct Books<'s, 'a> {
 }
 
 impl<'s, 'a> Books<'s, 'a> {
-    /// Empty books. `quick` are the chunks in quick lists, `caches` the kinds of thread caches there may be.
+    /// Books that go into `account`. `quick` are the chunks in quick lists, `caches` the kinds of thread caches there may be.
     pub(super) fn new(
-        source: &'s dyn MemorySource,
+        account: Account<'s>,
         quick: &'a Marks,
         caches: &'static [Cache],
         findings: &'a mut Findings,
     ) -> Books<'s, 'a> {
         let size = |index| caches.get(index).map_or(0, Cache::chunk);
         Books {
-            account: Account::new(source),
+            account,
             quick,
             quick_near: false,
             small: [0; (SMALL / 16) as usize],
@@ -156,7 +157,8 @@ impl<'s, 'a> Books<'s, 'a> {
             if foot_of(header) != last {
                 return Ok(false);
             }
-            self.free(at - last, last)?;
+            self.account.free_behind(at - last..at, LINKS)?;
+            self.freed(at - last..at)?;
         } else if last <= FAST_MOST && self.quick_near && last > 0 && self.quick.has(at - last) {
             self.account.cached(last);
             self.freed(at - last..at)?;
@@ -171,7 +173,9 @@ impl<'s, 'a> Books<'s, 'a> {
     /// Enters the top, from `at` to `end`, which is free. `cut` is the unit in which trimming would cut it; `None`
     /// where it would not.
     pub(super) fn top(&mut self, at: u64, end: u64, cut: Option<u64>) -> Result<(), Fault> {
-        self.free(at, end - at)?;
+        // It is in no list: only its size is read before it is written.
+        self.account.free_behind(at..end, HEADER)?;
+        self.freed(at..end)?;
         let top = std::mem::replace(&mut self.run, 0..0);
         if let Some(unit) = cut {
             // systrim: what is left of the top is a MINSIZE and a byte at least.
@@ -182,11 +186,6 @@ impl<'s, 'a> Books<'s, 'a> {
         let whole = (at + HEADER).next_multiple_of(page)..end - end % page;
         self.findings.uncut += self.account.present(whole.start.min(whole.end)..whole.end)?;
         Ok(())
-    }
-
-    fn free(&mut self, at: u64, size: u64) -> Result<(), Fault> {
-        self.account.free(at..at + size)?;
-        self.freed(at..at + size)
     }
 
     /// `range` would be free once quick lists are merged.
@@ -203,7 +202,7 @@ impl<'s, 'a> Books<'s, 'a> {
     /// mtrim: whole pages of a freed chunk, but for its first 48 bytes.
     fn flush_run(&mut self) -> Result<(), Fault> {
         let run = std::mem::replace(&mut self.run, 0..0);
-        self.account.trimmable(run.end.min(run.start + KEPT_BY_TRIM)..run.end)
+        self.account.trimmable(run.end.min(run.start + LINKS)..run.end)
     }
 
     /// Remembers the chunk at `at` if its content, as far as it is at hand, may be a thread's cache in use.

@@ -25,7 +25,7 @@ mod quick;
 mod tests;
 mod walk;
 
-use crate::account::Account;
+use crate::account::{Account, RANGES_MOST};
 use crate::model::{Arena, Figures, Heap, Kind, SizeClass};
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
@@ -47,10 +47,21 @@ use walk::{Walk, Whose};
 /// Errors: [`Fault::Ended`], [`Fault::Denied`] and what the system says else; memory that is not there, is
 /// swapped out or makes no sense is no error but told in the heap.
 pub fn find(source: &dyn MemorySource) -> Result<Vec<Heap>, Fault> {
+    every(source, false)
+}
+
+/// As [`find`], with [`Heap::returnable_ranges`]. While the process stands still and none of its threads is within
+/// malloc, all of these pages can be dropped by madvise(MADV_DONTNEED), the tops of thread arenas among them that
+/// malloc_trim leaves alone: sizes and links of free chunks are not on them, and malloc promises no content.
+pub fn find_with_ranges(source: &dyn MemorySource) -> Result<Vec<Heap>, Fault> {
+    every(source, true)
+}
+
+fn every(source: &dyn MemorySource, ranges: bool) -> Result<Vec<Heap>, Fault> {
     let mut heaps = Vec::new();
     for located in locate::libcs(source)? {
         match located {
-            Located::Here(libc) => heaps.extend(heap(source, &libc)?),
+            Located::Here(libc) => heaps.extend(heap(source, &libc, ranges)?),
             Located::Unreadable(why) => heaps.push(unread(why)),
         }
     }
@@ -75,10 +86,12 @@ struct Look<'s> {
     /// Which part has which addresses.
     owners: Vec<(Range<u64>, usize)>,
     claims: Vec<Range<u64>>,
+    /// Pages that could be dropped, where they were asked for.
+    ranges: Option<Vec<Range<u64>>>,
     notes: Vec<String>,
 }
 
-fn heap(source: &dyn MemorySource, libc: &Libc) -> Result<Option<Heap>, Fault> {
+fn heap(source: &dyn MemorySource, libc: &Libc, ranges: bool) -> Result<Option<Heap>, Fault> {
     let mut reader = Reader::new(source);
     let (claim, main, params) = match arena::confirm(&mut reader, &libc.claims)? {
         Confirmed::Yes(found) => *found,
@@ -97,6 +110,7 @@ fn heap(source: &dyn MemorySource, libc: &Libc) -> Result<Option<Heap>, Fault> {
         parts: Vec::new(),
         owners: Vec::new(),
         claims: Vec::new(),
+        ranges: ranges.then(Vec::new),
         notes: Vec::new(),
     };
     look.broken(&main, broken);
@@ -165,7 +179,9 @@ impl<'s> Look<'s> {
             false => Vec::new(),
         };
         let whose = Whose { is_main: true, is_locked: state.is_locked };
-        let mut walk = Walk::new(Reader::new(self.source), &self.layout, whose, &quick, &mut self.findings);
+        let account = self.account();
+        let reader = Reader::new(self.source);
+        let mut walk = Walk::new(reader, account, &self.layout, whose, &quick, &mut self.findings);
         let parts = main.walk(&mut walk, &free)?;
         let account = walk.close()?;
         let (start, end) =
@@ -184,7 +200,9 @@ impl<'s> Look<'s> {
         let heap_at = |address| heaps.clone().find(|heap: &Range<u64>| heap.contains(&address));
         let quick = self.quick(state, heap_at)?;
         let whose = Whose { is_main: false, is_locked: state.is_locked };
-        let mut walk = Walk::new(Reader::new(self.source), &self.layout, whose, &quick, &mut self.findings);
+        let account = self.account();
+        let reader = Reader::new(self.source);
+        let mut walk = Walk::new(reader, account, &self.layout, whose, &quick, &mut self.findings);
         for span in spans {
             walk.span(span, None)?;
             walk.mapped(span.base..span.mapped_end, span.first - span.base)?;
@@ -212,6 +230,12 @@ impl<'s> Look<'s> {
         }
     }
 
+    /// An account of an arena.
+    fn account(&self) -> Account<'s> {
+        let account = Account::new(self.source);
+        if self.ranges.is_some() { account.with_ranges() } else { account }
+    }
+
     /// Closes an arena's account.
     fn enter(
         &mut self,
@@ -222,6 +246,9 @@ impl<'s> Look<'s> {
     ) -> Result<(), Fault> {
         // A figure of zero is known, too.
         account.trimmable(0..0)?;
+        if let (Some(all), Some(ranges)) = (&mut self.ranges, account.take_ranges()?) {
+            all.extend(ranges.into_iter().take(RANGES_MOST.saturating_sub(all.len())));
+        }
         let (figures, classes) = account.close()?;
         self.claims.extend(owned.iter().cloned());
         self.owners.extend(owned.into_iter().map(|range| (range, self.parts.len())));
@@ -242,7 +269,7 @@ impl<'s> Look<'s> {
         if blocks.is_empty() {
             return Ok(());
         }
-        let mut account = Account::new(self.source);
+        let mut account = self.account();
         for block in blocks {
             account.mapped(block.range.clone())?;
             let books = block.lead + self.layout.mmapped_tail();
@@ -330,6 +357,7 @@ impl<'s> Look<'s> {
             heap.notes
                 .push("what is unresolved was changing, or is damaged: stop the process to tell".to_owned());
         }
+        heap.returnable_ranges = self.ranges.map(merged);
         heap.claims = merged(self.claims);
         heap
     }

@@ -60,12 +60,13 @@ pub(super) struct Walk<'s, 'a> {
 impl<'s, 'a> Walk<'s, 'a> {
     pub(super) fn new(
         reader: Reader<'s>,
+        account: Account<'s>,
         layout: &'a Layout,
         whose: Whose,
         quick: &'a Marks,
         findings: &'a mut Findings,
     ) -> Walk<'s, 'a> {
-        let books = Books::new(reader.source(), quick, layout.caches, findings);
+        let books = Books::new(account, quick, layout.caches, findings);
         Walk { reader, books, whose, anchors: [0; 2], search_left: SEARCH_MOST }
     }
 
