@@ -23,7 +23,7 @@ pub use account::{Account, RANGES_MOST};
 pub use image::Image;
 pub use live::Live;
 pub use look::{Look, LookError};
-pub use model::{Arena, Certainty, Collector, Corruption, Figures, Heap, Kind, SizeClass};
+pub use model::{Arena, Certainty, Collector, Corruption, Figures, HUGE_BLOCK, Heap, Kind, SizeClass};
 pub use reader::Reader;
 pub use residency::Residency;
 pub use source::{Area, Fault, MemorySource, PageState, ReadSeek, covered};
