@@ -26,7 +26,9 @@ pub use bounded::Bounded;
 pub use image::Image;
 pub use live::Live;
 pub use look::{Look, LookError};
-pub use model::{Arena, Certainty, Collector, Corruption, Extent, Figures, Heap, Kind, SizeClass};
+pub use model::{
+    Arena, Certainty, Collector, Corruption, Extent, Figures, HUGE_BLOCK, Heap, Kind, SizeClass,
+};
 pub use reader::Reader;
 pub use residency::Residency;
 pub use source::{Area, Fault, MemorySource, PageState, ReadSeek, covered};

@@ -134,6 +134,13 @@ impl Look {
         gained
     }
 
+    /// The huge live blocks whose addresses are known, in order.
+    pub fn huge(&self) -> Vec<Range<u64>> {
+        let mut huge: Vec<Range<u64>> = self.known().flat_map(|heap| heap.huge.clone()).collect();
+        huge.sort_by_key(|block| block.start);
+        huge
+    }
+
     /// Whole free pages of all heaps that are resident now.
     pub fn returnable(&self) -> Bytes {
         self.heaps.iter().map(|heap| heap.figures.returnable).sum()

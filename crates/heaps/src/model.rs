@@ -173,6 +173,12 @@ pub struct Corruption {
     pub what: String,
 }
 
+/// A live block from this size on is huge: a collection, a buffer, a table; nobody's small object.
+pub const HUGE_BLOCK: Bytes = Bytes::from_mib(1);
+
+/// So many huge blocks are known by address.
+pub(crate) const HUGE_MOST: usize = 256;
+
 /// One allocator in one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Heap {
@@ -203,6 +209,9 @@ pub struct Heap {
     /// its allocator while the process stands still.
     #[serde(skip)]
     pub returnable_ranges: Option<Vec<Range<u64>>>,
+    /// The huge live blocks, the first [`HUGE_MOST`], where the walker knows their addresses.
+    #[serde(skip)]
+    pub huge: Vec<Range<u64>>,
 }
 
 impl Heap {
@@ -220,6 +229,7 @@ impl Heap {
             notes: Vec::new(),
             claims: Vec::new(),
             returnable_ranges: None,
+            huge: Vec::new(),
         }
     }
 }

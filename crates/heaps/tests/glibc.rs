@@ -10,6 +10,7 @@ use ebbtide_testkit::child::Child;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What malloc_trim may be off by: 2%, or this.
 const SLACK: Bytes = Bytes(256 << 10);
@@ -82,6 +83,12 @@ struct Shaped {
     libc: Libc,
 }
 
+impl Drop for Shaped {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.info);
+    }
+}
+
 /// What mallinfo says.
 #[derive(Debug, PartialEq, Eq)]
 struct Mallinfo {
@@ -114,9 +121,11 @@ impl Info {
 
 impl Shaped {
     fn start(libc: &Libc, shape: &'static str) -> Shaped {
+        // Tests run side by side: each program writes a file of its own.
+        static STARTED: AtomicU32 = AtomicU32::new(0);
         let program = libc.build();
-        let name = program.file_name().unwrap().to_string_lossy().into_owned();
-        let info = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{shape}.xml"));
+        let name = format!("{}-{}.xml", std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
+        let info = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let child = Child::spawn(Command::new(program).arg(shape).arg(&info));
         Shaped { child, info, shape, libc: libc.clone() }
     }

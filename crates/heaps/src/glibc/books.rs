@@ -165,7 +165,7 @@ impl<'s, 'a> Books<'s, 'a> {
         } else if last < SMALL {
             self.small[(last / 16) as usize] += 1;
         } else {
-            self.account.live(last);
+            self.account.live_at(at - last..at);
         }
         Ok(true)
     }

@@ -26,7 +26,7 @@ mod tests;
 mod walk;
 
 use crate::account::{Account, RANGES_MOST};
-use crate::model::{Arena, Figures, Heap, Kind, SizeClass};
+use crate::model::{Arena, Figures, HUGE_MOST, Heap, Kind, SizeClass};
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
 use arena::{Broken, Confirmed, Parameters, Span, State};
@@ -88,6 +88,7 @@ struct Look<'s> {
     claims: Vec<Range<u64>>,
     /// Pages that could be dropped, where they were asked for.
     ranges: Option<Vec<Range<u64>>>,
+    huge: Vec<Range<u64>>,
     notes: Vec<String>,
 }
 
@@ -111,6 +112,7 @@ fn heap(source: &dyn MemorySource, libc: &Libc, ranges: bool) -> Result<Option<H
         owners: Vec::new(),
         claims: Vec::new(),
         ranges: ranges.then(Vec::new),
+        huge: Vec::new(),
         notes: Vec::new(),
     };
     look.broken(&main, broken);
@@ -249,6 +251,8 @@ impl<'s> Look<'s> {
         if let (Some(all), Some(ranges)) = (&mut self.ranges, account.take_ranges()?) {
             all.extend(ranges.into_iter().take(RANGES_MOST.saturating_sub(all.len())));
         }
+        let room = HUGE_MOST - self.huge.len();
+        self.huge.extend(account.take_huge().into_iter().take(room));
         let (figures, classes) = account.close()?;
         self.claims.extend(owned.iter().cloned());
         self.owners.extend(owned.into_iter().map(|range| (range, self.parts.len())));
@@ -274,7 +278,7 @@ impl<'s> Look<'s> {
             account.mapped(block.range.clone())?;
             let books = block.lead + self.layout.mmapped_tail();
             account.metadata(books);
-            account.live((block.range.end - block.range.start).saturating_sub(books));
+            account.live_at((block.range.start + books).min(block.range.end)..block.range.end);
         }
         self.enter(account, "mmapped".to_owned(), self.params.address, Vec::new())
     }
@@ -358,6 +362,7 @@ impl<'s> Look<'s> {
                 .push("what is unresolved was changing, or is damaged: stop the process to tell".to_owned());
         }
         heap.returnable_ranges = self.ranges.map(merged);
+        heap.huge = self.huge;
         heap.claims = merged(self.claims);
         heap
     }
