@@ -53,6 +53,11 @@ impl MemorySource for Bounded<'_> {
     fn is_still(&self) -> bool {
         self.source.is_still()
     }
+
+    fn areas_now(&self) -> Result<Option<Vec<Area>>, Fault> {
+        self.in_time()?;
+        self.source.areas_now()
+    }
 }
 
 /// A file until the deadline.
