@@ -31,6 +31,7 @@ pub(crate) const TEST: &[Package] = &[
     package("python3", "python3", "runs under the preloaded malloc"),
     package("ruby", "ruby", "runs under the preloaded malloc"),
     package("php-cli", "php", "runs under the preloaded malloc"),
+    package("fzf", "fzf", "a program in Go, whose heap is recognised"),
     package("perl", "perl", "runs under the preloaded malloc"),
     package("git", "git", "runs under the preloaded malloc"),
     package("sqlite3", "sqlite3", "runs under the preloaded malloc"),

@@ -7,6 +7,7 @@
 //! again and, if it still does not, said ([`Certainty`]); a page that is not in memory is never faulted in.
 
 mod account;
+mod bounded;
 pub mod cpython;
 pub mod ebbtide;
 pub mod glibc;
@@ -18,12 +19,17 @@ mod model;
 mod reader;
 mod residency;
 mod source;
+mod unknown;
 
 pub use account::{Account, RANGES_MOST};
+pub use bounded::Bounded;
 pub use image::Image;
 pub use live::Live;
 pub use look::{Look, LookError};
-pub use model::{Arena, Certainty, Collector, Corruption, Figures, HUGE_BLOCK, Heap, Kind, SizeClass};
+pub use model::{
+    Arena, Certainty, Collector, Corruption, Extent, Figures, HUGE_BLOCK, Heap, Kind, SizeClass,
+};
 pub use reader::Reader;
 pub use residency::Residency;
 pub use source::{Area, Fault, MemorySource, PageState, ReadSeek, covered};
+pub use unknown::Around;

@@ -44,6 +44,24 @@ impl Display for Kind {
     }
 }
 
+/// Memory that is not divided further.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Extent {
+    /// Address space.
+    #[serde(rename = "mapped_bytes")]
+    pub mapped: Bytes,
+    /// What of it is in memory.
+    #[serde(rename = "resident_bytes")]
+    pub resident: Bytes,
+}
+
+impl std::ops::AddAssign for Extent {
+    fn add_assign(&mut self, other: Extent) {
+        self.mapped += other.mapped;
+        self.resident += other.resident;
+    }
+}
+
 /// How a heap's memory divides. `mapped = live + cached + free + metadata + unused`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Figures {
@@ -168,7 +186,7 @@ pub struct Heap {
     pub kind: Kind,
     /// Its version, as far as its structure tells: "2.36", "2.35-2.42".
     pub version: Option<String>,
-    /// Of [`Kind::Unknown`]: what its mappings say it is, "Go heap", "brk heap".
+    /// Of [`Kind::Unknown`]: what its mappings say it is, "Go heap", "brk heap"; "anonymous" where nothing does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The whole of it.
