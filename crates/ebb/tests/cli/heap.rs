@@ -203,6 +203,29 @@ fn a_process_that_is_killed_while_it_is_read() {
     }
 }
 
+/// The answer about an nginx worker after its bursts: garbage before a collection, kept pages after it.
+#[test]
+fn an_nginx_worker_with_lua() {
+    let Some(nginx) = Nginx::start() else { return };
+    let pid = nginx.pid().to_string();
+    let first = || {
+        let report = run(&mut ebb(&["explain", &pid, "--json"])).report();
+        let finding = report["findings"][0].clone();
+        assert!(finding["summary"].as_str().is_some_and(|text| text.contains("LuaJIT")), "{report:#}");
+        let cause = finding["cause"].as_str().unwrap().to_owned();
+        (cause, finding["bytes"].as_u64().unwrap())
+    };
+    nginx.run("collectgarbage() collectgarbage('stop')");
+    nginx.burst();
+    let (cause, bytes) = first();
+    assert!(cause == "gc-headroom" && bytes > 50 << 20, "{cause} {bytes}");
+    nginx.run("collectgarbage('restart')");
+    (0..4).for_each(|_| nginx.burst());
+    nginx.run("collectgarbage() collectgarbage()");
+    let (cause, bytes) = first();
+    assert!(cause == "allocator-retention" && bytes > 100 << 20, "{cause} {bytes}");
+}
+
 /// Calls of the C library that only a program in another language makes without unsafe code.
 fn python(script: &str, argument: &str) -> Option<Child> {
     if !installed("python3") {
@@ -287,27 +310,4 @@ sys.stdin.readline()
     let damage = glibc(&report)["corruptions"].as_array().unwrap();
     let address = u64::from_str_radix(child.said().trim_start_matches("0x"), 16).unwrap();
     assert!(damage.iter().any(|damage| damage["address"] == address), "{address:#x}: {damage:#?}");
-}
-
-/// The answer about an nginx worker after its bursts: garbage before a collection, kept pages after it.
-#[test]
-fn an_nginx_worker_with_lua() {
-    let Some(nginx) = Nginx::start() else { return };
-    let pid = nginx.pid().to_string();
-    let first = || {
-        let report = run(&mut ebb(&["explain", &pid, "--json"])).report();
-        let finding = report["findings"][0].clone();
-        assert!(finding["summary"].as_str().is_some_and(|text| text.contains("LuaJIT")), "{report:#}");
-        let cause = finding["cause"].as_str().unwrap().to_owned();
-        (cause, finding["bytes"].as_u64().unwrap())
-    };
-    nginx.run("collectgarbage() collectgarbage('stop')");
-    nginx.burst();
-    let (cause, bytes) = first();
-    assert!(cause == "gc-headroom" && bytes > 50 << 20, "{cause} {bytes}");
-    nginx.run("collectgarbage('restart')");
-    (0..4).for_each(|_| nginx.burst());
-    nginx.run("collectgarbage() collectgarbage()");
-    let (cause, bytes) = first();
-    assert!(cause == "allocator-retention" && bytes > 100 << 20, "{cause} {bytes}");
 }
