@@ -6,7 +6,7 @@
 
 use crate::cli;
 use ebbtide_explain::rules::Inside;
-use ebbtide_heaps::{Fault, Heap, Kind, Look, LookError};
+use ebbtide_heaps::{Fault, Files, Heap, Kind, Look, LookError};
 use ebbtide_observe::process::{Memory, ProcSample, Process};
 use ebbtide_observe::{Bytes, ReadError, Root, Unread, unless_root};
 use std::collections::BTreeMap;
@@ -79,11 +79,12 @@ impl<'p> Looks<'p> {
         let mut worth: Vec<&ProcSample> =
             processes.iter().copied().filter(|p| anonymous(p) >= FLOOR).collect();
         worth.sort_by_key(|p| std::cmp::Reverse(anonymous(p)));
+        let files = Files::default();
         let next = AtomicUsize::new(0);
         let some = || {
             let mut outcomes = Vec::new();
             while let Some(process) = worth.get(next.fetch_add(1, Ordering::Relaxed)) {
-                outcomes.push((*process, look(root, process, budget, deadline)));
+                outcomes.push((*process, look(root, process, &files, budget, deadline)));
             }
             outcomes
         };
@@ -133,7 +134,7 @@ impl<'p> Looks<'p> {
 }
 
 /// Looks into one process, until `deadline` at most.
-fn look(root: &Root, sample: &ProcSample, budget: Budget, deadline: Instant) -> Outcome {
+fn look(root: &Root, sample: &ProcSample, files: &Files, budget: Budget, deadline: Instant) -> Outcome {
     let seconds = budget.heaps.as_secs_f64();
     let late = || format!("{seconds} s were over; --heaps {}s takes longer", (seconds * 10.0).ceil());
     let time = deadline.saturating_duration_since(Instant::now()) / 2;
@@ -141,7 +142,7 @@ fn look(root: &Root, sample: &ProcSample, budget: Budget, deadline: Instant) -> 
         return Outcome::Missed(late());
     }
     let Ok(process) = Process::open(root, sample.pid) else { return Outcome::Ended };
-    let look = Look::within(&process, time);
+    let look = Look::within(&process, time, files);
     // Its pid may have been given to another one.
     match process.stat() {
         Ok(stat) if stat.start_time == sample.stat.start_time => {}
