@@ -136,7 +136,7 @@ impl<'p> Looks<'p> {
 /// Looks into one process, until `deadline` at most.
 fn look(root: &Root, sample: &ProcSample, files: &Files, budget: Budget, deadline: Instant) -> Outcome {
     let seconds = budget.heaps.as_secs_f64();
-    let late = || format!("{seconds} s were over; --heaps {}s takes longer", (seconds * 10.0).ceil());
+    let late = || format!("not within {seconds} s; --heaps {}s takes longer", (seconds * 10.0).ceil());
     let time = deadline.saturating_duration_since(Instant::now()) / 2;
     if time < SHORTEST {
         return Outcome::Missed(late());
