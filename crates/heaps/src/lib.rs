@@ -11,6 +11,7 @@ pub mod cpython;
 pub mod ebbtide;
 pub mod glibc;
 mod image;
+pub mod jemalloc;
 mod live;
 mod look;
 pub mod luajit;

@@ -6,7 +6,7 @@
 use crate::model::{Figures, Heap, Kind};
 use crate::residency::Residency;
 use crate::source::{Area, Fault, MemorySource};
-use crate::{Live, cpython, ebbtide, glibc, luajit};
+use crate::{Live, cpython, ebbtide, glibc, jemalloc, luajit};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, ReadError, Unread};
 use std::collections::BTreeMap;
@@ -20,6 +20,7 @@ const WALKERS: &[(&str, Find)] = &[
     ("CPython", cpython::find),
     ("LuaJIT", luajit::find),
     ("Ebbtide", ebbtide::find),
+    ("jemalloc", jemalloc::find),
     ("glibc", glibc::find),
 ];
 

@@ -1,0 +1,256 @@
+//! Finds a jemalloc in a program or library by what its writable data holds: the table of small size classes, and the
+//! tree of extents. No symbol is needed, so prefixed and static builds are found too.
+//!
+//! Invariant: a tree is one only if leaves and extents bear each other out. An extent whose book is reached by an
+//! entry tells its address, from which it follows at which entry of which leaf it must be, and where the root must
+//! begin; several must agree, and its size class must be the entry's.
+
+use super::layout::{Classes, END, EXTENT_BYTES, LEAF_COVERS, Layout, NODE, PAGE, State};
+use crate::reader::Reader;
+use crate::residency::Residency;
+use crate::source::{Area, Fault, MemorySource, PageState, covered};
+use std::collections::{BTreeSet, HashMap};
+use std::io::SeekFrom;
+use std::ops::Range;
+
+/// More data of one file in memory is not looked at.
+const DATA_MOST: u64 = 256 << 20;
+/// Leaves that are looked at where one is looked for.
+const PROBES_MOST: usize = 1 << 14;
+/// Entries of a leaf that are looked at.
+const ENTRIES_MOST: usize = 64;
+/// Active extents that must agree on one root.
+const AGREE_LEAST: u64 = 2;
+/// The most of a file that is searched for its version.
+const TEXT_MOST: u64 = 128 << 20;
+
+/// A jemalloc.
+#[derive(Debug)]
+pub(super) struct Jemalloc {
+    /// Runs of its file's writable data that are in memory.
+    pub(super) data: Vec<Range<u64>>,
+    pub(super) classes: Classes,
+    /// `None` where the table of size classes is there, but no tree of the known structure.
+    pub(super) tree: Option<Tree>,
+    /// As its file says: "5.3.0".
+    pub(super) version: Option<String>,
+}
+
+/// Its tree of extents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tree {
+    pub(super) layout: Layout,
+    pub(super) root: u64,
+}
+
+/// Every jemalloc of `source`.
+pub(super) fn find(source: &dyn MemorySource) -> Result<Vec<Jemalloc>, Fault> {
+    let mut found = Vec::new();
+    let areas = source.areas();
+    for (file, rest) in areas.iter().zip(areas.iter().skip(1)) {
+        let is_data = file.inode != 0 && file.perms.read && file.perms.write && !file.perms.shared;
+        // The root is in .bss, which follows a file's data.
+        let has_bss =
+            rest.is_private_anon() && rest.range.start == file.range.end && rest.size().0 >= NODE / 2;
+        if is_data && has_bss {
+            found.extend(look(source, file, file.range.start..rest.range.end)?);
+        }
+    }
+    Ok(found)
+}
+
+fn look(source: &dyn MemorySource, file: &Area, range: Range<u64>) -> Result<Option<Jemalloc>, Fault> {
+    let mut residency = Residency::new(source);
+    let (mut data, mut size) = (Vec::new(), 0);
+    residency.each(range.clone(), |run, state| {
+        if state == PageState::Present && size < DATA_MOST {
+            size += run.end - run.start;
+            data.push(run);
+        }
+    })?;
+    let mut reader = Reader::new(source);
+    let Some(classes) = classes(&mut reader, &data)? else { return Ok(None) };
+    let tree = tree(&mut reader, &classes, &data, &range)?;
+    let version = version(source, file);
+    Ok(Some(Jemalloc { data, classes, tree, version }))
+}
+
+/// Calls `each` with the words of `runs`, each with its address, until it says to stop with a value.
+pub(super) fn words<T>(
+    reader: &mut Reader<'_>,
+    runs: &[Range<u64>],
+    mut each: impl FnMut(u64, u64) -> Result<Option<T>, Fault>,
+) -> Result<Option<T>, Fault> {
+    let mut page = Vec::new();
+    for at in runs.iter().flat_map(|run| run.clone().step_by(PAGE as usize)) {
+        page.clear();
+        match reader.bytes(at, PAGE as usize) {
+            Ok(bytes) => page.extend_from_slice(bytes),
+            Err(Fault::Unmapped(_) | Fault::Swapped(_)) => continue,
+            Err(fault) => return Err(fault),
+        }
+        for (index, word) in page.as_chunks::<8>().0.iter().enumerate() {
+            let found = each(at + 8 * index as u64, u64::from_le_bytes(*word))?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The table of small classes in `data`: since 5.2 it is filled when the program starts.
+fn classes(reader: &mut Reader<'_>, data: &[Range<u64>]) -> Result<Option<Classes>, Fault> {
+    let mut tables = Reader::new(reader.source());
+    words(reader, data, |at, word| {
+        if word != 8 {
+            return Ok(None);
+        }
+        match Classes::read(|address| tables.u64(address), at) {
+            Err(Fault::Unmapped(_) | Fault::Swapped(_)) => Ok(None),
+            read => read,
+        }
+    })
+}
+
+/// The tree whose root is in `range`.
+fn tree(
+    reader: &mut Reader<'_>,
+    classes: &Classes,
+    data: &[Range<u64>],
+    range: &Range<u64>,
+) -> Result<Option<Tree>, Fault> {
+    let source = reader.source();
+    let mut probes = Probes { source, classes, votes: HashMap::new(), seen: BTreeSet::new() };
+    words(reader, data, |at, word| {
+        let aligned = word != 0 && word.is_multiple_of(64) && word < END;
+        if aligned && probes.seen.len() < PROBES_MOST && probes.seen.insert(word) {
+            probes.look(at, word, range)?;
+        }
+        Ok(None::<()>)
+    })?;
+    let best = probes.votes.iter().max_by_key(|(_, votes)| **votes);
+    let best = best.filter(|(_, votes)| **votes >= AGREE_LEAST);
+    Ok(best.map(|(&(is_new, root), _)| Tree { layout: Layout::ALL[usize::from(is_new)], root }))
+}
+
+/// Leaves that might be, and which roots they speak for.
+struct Probes<'s, 'c> {
+    source: &'s dyn MemorySource,
+    classes: &'c Classes,
+    /// By layout and address of the root: extents in use that say so.
+    votes: HashMap<(bool, u64), u64>,
+    seen: BTreeSet<u64>,
+}
+
+impl Probes<'_, '_> {
+    /// Looks at `leaf`, to which the word at `at` points.
+    fn look(&mut self, at: u64, leaf: u64, range: &Range<u64>) -> Result<(), Fault> {
+        if !covered(self.source, leaf..leaf + NODE, Area::is_private_anon) {
+            return Ok(());
+        }
+        let (mut runs, mut reader) = (Vec::new(), Reader::new(self.source));
+        Residency::new(self.source).each(leaf..leaf + NODE, |run, state| {
+            if state == PageState::Present && runs.len() < ENTRIES_MOST {
+                runs.push(run.start..run.end.min(run.start + 16 * PAGE));
+            }
+        })?;
+        let mut left = ENTRIES_MOST;
+        // The last piece may end behind the leaf.
+        words(&mut reader, &runs, |entry_at, bits| {
+            let within = bits != 0 && (leaf..leaf + NODE).contains(&entry_at);
+            if !within {
+                return Ok(None);
+            }
+            left -= 1;
+            for layout in Layout::ALL {
+                if let Some(root) =
+                    root_by(self.source, self.classes, layout, at, (entry_at - leaf) / 8, bits)?
+                    && root >= range.start
+                    && root + NODE <= range.end
+                {
+                    *self.votes.entry((layout == Layout::New, root)).or_default() += 1;
+                }
+            }
+            Ok((left == 0).then_some(()))
+        })?;
+        Ok(())
+    }
+}
+
+/// Where the root begins if the word at `at` in it leads to a leaf whose entry `index` is `bits`.
+fn root_by(
+    source: &dyn MemorySource,
+    classes: &Classes,
+    layout: Layout,
+    at: u64,
+    index: u64,
+    bits: u64,
+) -> Result<Option<u64>, Fault> {
+    let entry = layout.entry(bits);
+    if entry.book == 0 || !source.area_at(entry.book).is_some_and(Area::is_private_anon) {
+        return Ok(None);
+    }
+    let extent = match Reader::new(source).array::<EXTENT_BYTES>(entry.book) {
+        Ok(bytes) => layout.extent(&bytes, classes),
+        Err(Fault::Unmapped(_) | Fault::Swapped(_)) => None,
+        Err(fault) => return Err(fault),
+    };
+    let at_home = extent.filter(|extent| {
+        extent.state == State::Active
+            && extent.agrees(&entry)
+            && extent.start % LEAF_COVERS / PAGE == index
+            && source.area_at(extent.start).is_some()
+    });
+    Ok(at_home.and_then(|extent| at.checked_sub(8 * (extent.start / LEAF_COVERS))))
+}
+
+/// What the file says it is: "5.3.0-0-g54eaed1d8b56" and the like, told by mallctl("version").
+fn version(source: &dyn MemorySource, file: &Area) -> Option<String> {
+    const STEP: usize = 1 << 20;
+    const LONGEST: usize = 64;
+    let mut file = source.file(file).ok()?;
+    file.seek(SeekFrom::Start(0)).ok()?;
+    let (mut part, mut kept, mut total) = (vec![0; STEP + LONGEST], 0, 0);
+    while total < TEXT_MOST {
+        let read = file.read(part.get_mut(kept..)?).ok().filter(|read| *read > 0)?;
+        let end = kept + read;
+        let found = memchr::memmem::find_iter(part.get(..end)?, b"\x005.").find_map(|at| {
+            let text = part.get(at + 1..end)?;
+            release(text.get(..text.iter().take(LONGEST).position(|&byte| byte == 0)?)?)
+        });
+        if found.is_some() {
+            return found;
+        }
+        let from = end.saturating_sub(LONGEST);
+        part.copy_within(from..end, 0);
+        (kept, total) = (end - from, total + read as u64);
+    }
+    None
+}
+
+/// The release of "5.3.0-0-g54eaed1d8b56b1aa528be3bdd1877e59c56fa90c".
+fn release(text: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (release, rest) = text.split_once('-')?;
+    let (commits, hash) = rest.split_once("-g")?;
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_version = release.split('.').count() == 3 && release.split('.').all(is_number);
+    let is_hash = !hash.is_empty() && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (is_version && is_number(commits) && is_hash).then(|| release.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_told_from_other_numbers() {
+        assert_eq!(release(b"5.3.0-0-g54eaed1d8b56").as_deref(), Some("5.3.0"));
+        assert_eq!(release(b"5.2.1-0-g0").as_deref(), Some("5.2.1"));
+        assert_eq!(release(b"5.3-0-g0"), None);
+        assert_eq!(release(b"5.3.0-0-gxyz"), None);
+        assert_eq!(release(b"5.10.0-32-amd64"), None);
+        assert_eq!(release(b""), None);
+    }
+}
