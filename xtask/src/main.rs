@@ -6,6 +6,7 @@ mod deps;
 mod glibcs;
 mod lab;
 mod man;
+mod pythons;
 mod tally;
 mod test;
 mod vm;

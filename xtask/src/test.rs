@@ -3,9 +3,9 @@
 //! ran nothing, is a failure; what a machine can do is not left out for what it lacks elsewhere.
 
 use crate::deps;
-use crate::glibcs;
 use crate::tally::{Lines, Tally};
 use crate::workspace::cargo;
+use crate::{glibcs, pythons};
 use anyhow::{Context, Result};
 use std::process::{Command, ExitCode};
 
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for package in deps::missing(&[deps::TEST]) {
         total.skip(&format!("what needs {package}: not installed"));
     }
-    for missing in glibcs::provide() {
+    for missing in glibcs::provide().into_iter().chain(pythons::provide()) {
         println!("{missing}");
     }
     // Output of tests that pass is shown, because the reasons for skipping are in it.

@@ -26,11 +26,7 @@ impl<'p> Live<'p> {
     /// Takes down the mappings of `process`. `still` says that its threads are all stopped.
     pub fn new(process: &'p Process, still: bool) -> Result<Live<'p>, ReadError> {
         let pagemap = process.dir().open_file("pagemap")?;
-        let mut areas = Vec::new();
-        process.each_mapping(|mapping| {
-            areas.push(Area::of(mapping));
-            areas.len() < MAPPINGS_MOST
-        })?;
+        let areas = areas(process)?;
         let pid = i32::try_from(process.pid()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| ReadError::Vanished { path: process.dir().path("maps") })?;
         Ok(Live { process, pid, pagemap, areas, still })
@@ -42,9 +38,31 @@ impl<'p> Live<'p> {
     }
 }
 
+/// Its mappings as they are now.
+fn areas(process: &Process) -> Result<Vec<Area>, ReadError> {
+    let mut areas = Vec::new();
+    process.each_mapping(|mapping| {
+        areas.push(Area::of(mapping));
+        areas.len() < MAPPINGS_MOST
+    })?;
+    Ok(areas)
+}
+
 impl MemorySource for Live<'_> {
     fn areas(&self) -> &[Area] {
         &self.areas
+    }
+
+    fn areas_now(&self) -> Result<Option<Vec<Area>>, Fault> {
+        if self.still {
+            return Ok(None);
+        }
+        match areas(self.process) {
+            Ok(areas) => Ok(Some(areas)),
+            Err(ReadError::Vanished { .. }) => Err(Fault::Ended),
+            Err(ReadError::Denied { .. }) => Err(Fault::Denied("mappings")),
+            Err(_) => Err(Fault::Os("mappings", Errno::IO)),
+        }
     }
 
     fn read_ranges(&self, ranges: &[Range<u64>], buf: &mut [u8]) -> Result<usize, Fault> {

@@ -129,6 +129,12 @@ pub trait MemorySource {
     /// Whether the process stands still while it is read.
     fn is_still(&self) -> bool;
 
+    /// Its mappings as they are now, where they may be others than [`MemorySource::areas`]: a process that runs takes
+    /// and gives back memory, and walkers before this one took their time.
+    fn areas_now(&self) -> Result<Option<Vec<Area>>, Fault> {
+        Ok(None)
+    }
+
     /// The area that `address` lies in.
     fn area_at(&self, address: u64) -> Option<&Area> {
         let areas = self.areas();

@@ -20,6 +20,8 @@ use std::ops::Range;
 const TRIES: usize = 5;
 /// How many rings may be seen to be in motion all the time: the others are proof enough.
 const MOVING_MOST: u32 = 4;
+/// How many arenas may be seen in the midst of being made, which a thread that does not get the processor is for long.
+const CHANGING_MOST: u32 = 2;
 /// What is read of a binary's data at once; a part in swap costs no more than itself.
 const PART: u64 = 64 << 10;
 
@@ -73,9 +75,9 @@ impl Words {
             for (index, pair) in pairs.iter().enumerate() {
                 let at = self.start + (phase + 16 * index) as u64;
                 let (first, last) = (word(pair, 0), word(pair, 8));
-                let empty = first == at.wrapping_sub(16) && last == first;
-                let pools = first != 0 && last != 0 && (first | last).is_multiple_of(4096);
-                run = if empty || pools { run + 1 } else { 0 };
+                // A ring that is being linked has one end of each kind.
+                let is_end = |end: u64| end == at.wrapping_sub(16) || (end != 0 && end.is_multiple_of(4096));
+                run = if is_end(first) && is_end(last) { run + 1 } else { 0 };
                 if run >= USED_BYTES / 16 {
                     found.push(at + 16 - USED_BYTES);
                 }
@@ -105,15 +107,26 @@ pub(super) struct Books {
     pub(super) len: u32,
     /// Whether all is in one structure, as from 3.12 on.
     pub(super) is_one: bool,
+    /// Where the array's address was found.
+    slots: Vec<u64>,
 }
 
-/// All books in a binary's data.
-pub(super) fn in_data(reader: &mut Reader<'_>, data: &[Words]) -> Result<Vec<Books>, Fault> {
-    let mut found = Vec::new();
-    for used in data.iter().flat_map(Words::could_be_used) {
-        found.extend(at(reader, used, data)?);
+impl Books {
+    /// Whether the array is still the one in use. It moves when it grows, and what it was stays readable.
+    pub(super) fn is_current(&self, reader: &mut Reader<'_>) -> Result<bool, Fault> {
+        reader.refresh();
+        for slot in &self.slots {
+            if present(reader.u64(*slot))? == Some(self.array) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
-    Ok(found)
+}
+
+/// Where in a binary's data `usedpools` could be.
+pub(super) fn places(data: &[Words]) -> Vec<u64> {
+    data.iter().flat_map(Words::could_be_used).collect()
 }
 
 /// The books whose `usedpools` is at `used`, if one is there. The array is looked for behind it, and in `data`.
@@ -131,14 +144,18 @@ pub(super) fn at(reader: &mut Reader<'_>, used: u64, data: &[Words]) -> Result<O
             let len = present(reader.u32(used + MAX_AT))?.unwrap_or(0);
             let doubled = (FIRST_OBJECTS..=OBJECTS_MOST).contains(&len) && len.is_power_of_two();
             if doubled && entries(reader, behind, len, geometry)?.is_some() {
-                return Ok(Some(Books { used, geometry, array: behind, len, is_one: true }));
+                let slots = vec![used + ARENAS_AT];
+                return Ok(Some(Books { used, geometry, array: behind, len, is_one: true, slots }));
             }
         }
         for array in pointers(reader.source(), data) {
             if knows(reader, array, &samples, geometry)?
                 && let Some(len) = extent(reader, array, geometry)?
+                && samples.iter().all(|sample| sample.header.arena < len)
             {
-                return Ok(Some(Books { used, geometry, array, len, is_one: false }));
+                let words = data.iter().flat_map(Words::each);
+                let slots = words.filter(|(_, word)| *word == array).map(|(slot, _)| slot).collect();
+                return Ok(Some(Books { used, geometry, array, len, is_one: false, slots }));
             }
         }
         reader.refresh();
@@ -247,7 +264,7 @@ pub(super) fn pointers(source: &dyn MemorySource, data: &[Words]) -> Vec<u64> {
 /// How many arena_objects the array has: the number doubles, unused ones are chained within the array, and only
 /// the last of the chain ends it, so what lies behind the array does not pass for a part of it.
 fn extent(reader: &mut Reader<'_>, array: u64, geometry: Geometry) -> Result<Option<u32>, Fault> {
-    let mut scan = Scan { array, arenas: Vec::new(), ends: 0, chained: array };
+    let mut scan = Scan::new(reader, array);
     let (mut found, mut len) = (None, FIRST_OBJECTS);
     let mut done = 0;
     while len <= OBJECTS_MOST && scan.go_on(reader, done..len, geometry)? {
@@ -260,16 +277,18 @@ fn extent(reader: &mut Reader<'_>, array: u64, geometry: Geometry) -> Result<Opt
     Ok(found)
 }
 
-/// The arenas of an array of `len`; `None` if that is not what is there.
+/// The arenas of an array of `len`, and how many more were in the midst of being made; `None` if that is not what is
+/// there.
 pub(super) fn entries(
     reader: &mut Reader<'_>,
     array: u64,
     len: u32,
     geometry: Geometry,
-) -> Result<Option<Vec<Arena>>, Fault> {
-    let mut scan = Scan { array, arenas: Vec::new(), ends: 0, chained: array };
+) -> Result<Option<(Vec<Arena>, u32)>, Fault> {
+    let mut scan = Scan::new(reader, array);
+    let may_be_odd = scan.may_be_odd;
     let good = scan.go_on(reader, 0..len, geometry)? && scan.is_whole(len);
-    Ok(good.then_some(scan.arenas))
+    Ok(good.then(|| (scan.arenas, may_be_odd - scan.may_be_odd)))
 }
 
 /// An array being read.
@@ -280,9 +299,16 @@ struct Scan {
     ends: u32,
     /// The highest address in the chain.
     chained: u64,
+    /// How many entries more may be seen in the midst of a change.
+    may_be_odd: u32,
 }
 
 impl Scan {
+    fn new(reader: &Reader<'_>, array: u64) -> Scan {
+        let may_be_odd = if reader.source().is_still() { 0 } else { CHANGING_MOST };
+        Scan { array, arenas: Vec::new(), ends: 0, chained: array, may_be_odd }
+    }
+
     /// Reads the entries `part`; false if one is none.
     fn go_on(
         &mut self,
@@ -303,6 +329,7 @@ impl Scan {
                     }
                     self.chained = self.chained.max(next);
                 }
+                None if self.may_be_odd > 0 => self.may_be_odd -= 1,
                 None => return Ok(false),
             }
             if self.ends > 1 {

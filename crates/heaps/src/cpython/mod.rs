@@ -18,11 +18,13 @@ mod walk;
 use crate::model::{Arena, Corruption, Heap, Kind, SizeClass};
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
+use binary::Binary;
 use books::{Books, Words};
 use layout::Geometry;
 use walk::{Tally, Walk};
 
-/// How often array and tree are read when they do not agree in a running process.
+/// How often array and tree are read when they do not agree in a running process, and everything when the array
+/// moved meanwhile.
 const TRIES: u64 = 5;
 
 /// The obmalloc heap of each CPython in the process; empty where there is none, or where all objects come from
@@ -30,31 +32,46 @@ const TRIES: u64 = 5;
 pub fn find(source: &dyn MemorySource) -> Result<Vec<Heap>, Fault> {
     let mut heaps = Vec::new();
     for binary in binary::find(source)? {
-        let mut reader = Reader::new(source);
-        let data = binary.data.iter().map(|range| Words::copy(&mut reader, range.clone()));
-        let data = data.collect::<Result<Vec<_>, _>>()?;
-        let mut heap = Heap::new(Kind::CPython);
-        heap.version = binary.version.clone();
-        heap.certainty.still = source.is_still();
-        let mut tally = Tally::default();
-        for books in books::in_data(&mut reader, &data)? {
-            walk_books(source, &books, &data, "main".to_owned(), &mut heap, &mut tally)?;
-            for (id, books) in interpreters::others(&mut reader, binary.runtime, &data, &books)? {
-                walk_books(source, &books, &[], format!("interpreter {id}"), &mut heap, &mut tally)?;
+        for attempt in 1..=TRIES {
+            let (heap, settled) = look_into(source, &binary)?;
+            if settled || source.is_still() || attempt == TRIES {
+                heaps.extend((!heap.arenas.is_empty()).then_some(heap));
+                break;
             }
-        }
-        heap.claims.sort_unstable_by_key(|range| range.start);
-        if !heap.arenas.is_empty() {
-            heap.notes.extend(notes(&tally));
-            heaps.push(heap);
         }
     }
     Ok(heaps)
 }
 
+/// The heap of a binary, and whether its books stayed where they were meanwhile.
+fn look_into(source: &dyn MemorySource, binary: &Binary) -> Result<(Heap, bool), Fault> {
+    let mut reader = Reader::new(source);
+    let data = binary.data.iter().map(|range| Words::copy(&mut reader, range.clone()));
+    let data = data.collect::<Result<Vec<_>, _>>()?;
+    let mut heap = Heap::new(Kind::CPython);
+    heap.version = binary.version.clone();
+    heap.certainty.still = source.is_still();
+    let mut tally = Tally::default();
+    let places = books::places(&data);
+    let mut settled = true;
+    for &used in &places {
+        let Some(books) = books::at(&mut reader, used, &data)? else { continue };
+        settled &= walk_books(source, &books, &data, "main".to_owned(), &mut heap, &mut tally)?;
+        for (id, books) in interpreters::others(&mut reader, binary.runtime, &data, &books)? {
+            settled &= walk_books(source, &books, &[], format!("interpreter {id}"), &mut heap, &mut tally)?;
+        }
+    }
+    heap.claims.sort_unstable_by_key(|range| range.start);
+    heap.notes.extend(notes(&tally));
+    let found = !heap.arenas.is_empty() || places.is_empty();
+    Ok((heap, settled && found))
+}
+
 /// What the array says, and whether the tree says the same.
 struct Agreed {
     arenas: Vec<layout::Arena>,
+    /// Arenas that were in the midst of being made.
+    half_made: u32,
     /// The arenas that only one of them has; `None` without a tree.
     differ: Option<Vec<u64>>,
     rereads: u64,
@@ -66,7 +83,8 @@ fn agree(reader: &mut Reader<'_>, books: &Books, data: &[Words]) -> Result<Optio
     let mut last = None;
     for rereads in 0..TRIES {
         reader.refresh();
-        let Some(mut arenas) = books::entries(reader, books.array, books.len, books.geometry)? else {
+        let Some((mut arenas, half_made)) = books::entries(reader, books.array, books.len, books.geometry)?
+        else {
             continue;
         };
         arenas.sort_unstable_by_key(|arena| arena.address);
@@ -74,7 +92,7 @@ fn agree(reader: &mut Reader<'_>, books: &Books, data: &[Words]) -> Result<Optio
         let tree = first.map(|arena| tree::arenas(reader, books, data, arena)).transpose()?.flatten();
         let differ = tree.map(|tree| difference(arenas.iter().map(|arena| arena.address), tree.into_iter()));
         let done = differ.as_ref().is_none_or(Vec::is_empty) || still;
-        last = Some(Agreed { arenas, differ, rereads });
+        last = Some(Agreed { arenas, half_made, differ, rereads });
         if done {
             break;
         }
@@ -100,7 +118,7 @@ fn difference(a: impl Iterator<Item = u64>, b: impl Iterator<Item = u64>) -> Vec
     }
 }
 
-/// Walks what `books` tell of and adds it to `heap`.
+/// Walks what `books` tell of and adds it to `heap`; whether they stayed where they are meanwhile.
 fn walk_books(
     source: &dyn MemorySource,
     books: &Books,
@@ -108,19 +126,25 @@ fn walk_books(
     name: String,
     heap: &mut Heap,
     tally: &mut Tally,
-) -> Result<(), Fault> {
-    let Some(agreed) = agree(&mut Reader::new(source), books, data)? else { return Ok(()) };
+) -> Result<bool, Fault> {
+    let mut reader = Reader::new(source);
+    let Some(agreed) = agree(&mut reader, books, data)? else { return Ok(false) };
     let overlap = agreed.arenas.windows(2).find(|pair| pair[0].range(books.geometry).end > pair[1].address);
     if let Some(pair) = overlap {
-        heap.corruptions
-            .push(Corruption { address: pair[1].address, what: "arenas that overlap".to_owned() });
-        return Ok(());
+        let damage = Corruption { address: pair[1].address, what: "arenas that overlap".to_owned() };
+        heap.corruptions.extend(source.is_still().then_some(damage));
+        return Ok(false);
     }
     let mut walk = Walk::new(source, books.array, books.geometry);
     for arena in &agreed.arenas {
         walk.arena(arena)?;
     }
     walk.look_again()?;
+    let settled = books.is_current(&mut reader)?;
+    if !settled {
+        walk.corruptions.clear();
+    }
+    walk.tally.unmapped += u64::from(agreed.half_made);
     *tally += walk.tally;
     say_disagreement(&agreed, books.geometry, heap);
     let (figures, histogram) = walk.account.close()?;
@@ -131,7 +155,7 @@ fn walk_books(
     heap.certainty.unresolved += walk.certainty.unresolved;
     heap.corruptions.append(&mut walk.corruptions);
     heap.claims.append(&mut walk.claims);
-    Ok(())
+    Ok(settled)
 }
 
 /// In a process that stands still array and tree agree, or one of them is damaged.

@@ -85,12 +85,8 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    fn parse(bytes: &[u8]) -> Segment {
+    pub(super) fn parse(bytes: &[u8]) -> Segment {
         Segment { base: word(bytes, 0), size: word(bytes, 8), next: word(bytes, 16) }
-    }
-
-    pub(super) fn read(reader: &mut Reader<'_>, address: u64) -> Result<Segment, Fault> {
-        Ok(Segment::parse(&reader.array::<24>(address)?))
     }
 
     /// Where it ends. Only of those that are sound is it certain not to overflow.
@@ -126,7 +122,9 @@ pub(super) struct Book {
     pub(super) top: (u64, u64),
     /// The segment that was taken last, first of the list.
     pub(super) segment: Segment,
-    /// Of each small bin the first and the last chunk, or the bin itself.
+    /// Which small bins are not empty, a bit for each.
+    map: u64,
+    /// Of each small bin the first and the last chunk, or the bin itself; what they were, where it was emptied.
     bins: [(u64, u64); SMALL_BINS],
     /// All of it, to tell whether it changed.
     bytes: Vec<u8>,
@@ -153,6 +151,7 @@ impl Book {
             dv: (word(book, 24), word(book, 8)),
             top: (word(book, 32), word(book, 16)),
             segment: Segment::parse(&book[SEGMENT_AT..]),
+            map: word(book, 0) & u64::from(u32::MAX),
             bins: bins.try_into().ok()?,
             bytes: book.to_vec(),
         };
@@ -164,8 +163,8 @@ impl Book {
         self.page + HEADER
     }
 
-    /// What cannot change while a process runs: no chunk is so small that it would be in the first bins; of the
-    /// others either both links are the bin's own address or none is, but one may be seen half-way.
+    /// What cannot change while a process runs: no chunk is so small that it would be in the first bins, and the
+    /// links of the others always lead somewhere.
     fn is_sound(&self) -> bool {
         let own = |bin: usize| (self.bin(bin as u64), self.bin(bin as u64));
         (0..4).all(|bin| self.bins[bin] == own(bin))
@@ -181,6 +180,15 @@ impl Book {
     /// The address by which small bin `bin` is linked, as if it were a chunk.
     fn bin(&self, bin: u64) -> u64 {
         self.address() + SMALL_BINS_AT as u64 + 16 * bin
+    }
+
+    /// The small bins that are not empty: the address by which each is linked, and its first and last chunk.
+    pub(super) fn bins(&self) -> impl Iterator<Item = (u64, (u64, u64))> {
+        let map = self.map;
+        (0..).map(|bin| self.bin(bin)).zip(self.bins).enumerate().filter_map(move |(bin, links)| {
+            // A bin that was emptied keeps its links; only the map says so.
+            (map >> bin & 1 == 1).then_some(links)
+        })
     }
 
     /// The first and the last chunk of the bin that is linked as `address`.

@@ -17,9 +17,13 @@
 //! into anonymous memory, or into which the library "jit" was not linked. The JIT's machine code is mapped apart and
 //! not counted.
 //!
+//! Damage: what does not add up in a process that stands still is told as such. A process may have been stopped in the
+//! middle of an allocation, so whoever stopped it should let it run on and look again before calling it damaged.
+//!
 //! Invariants: nothing is called LuaJIT's on one witness; figures add up to what is mapped.
 
 mod code;
+mod grown;
 mod layout;
 mod links;
 mod scan;
@@ -34,6 +38,7 @@ use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
 use code::Code;
 use ebbtide_observe::Bytes;
+use grown::{Grown, Place};
 use layout::DIRECT_PAD;
 use links::Links;
 use state::State;
@@ -70,11 +75,18 @@ fn look(source: &dyn MemorySource, ranges: bool) -> Result<Vec<Heap>, Fault> {
     if codes.is_empty() {
         return Ok(Vec::new());
     }
+    match Grown::now(source)? {
+        Some(now) => look_with(&now, &codes, ranges),
+        None => look_with(source, &codes, ranges),
+    }
+}
+
+fn look_with(source: &dyn MemorySource, codes: &[Code], ranges: bool) -> Result<Vec<Heap>, Fault> {
     let mut reader = Reader::new(source);
     let mut states: Vec<State> = Vec::new();
     let mut claims = Claims::default();
     let directs = scan::pages(source, |page| {
-        let state = state::read(&mut reader, &codes, page)?.filter(|_| states.len() < STATES_MOST);
+        let state = state::read(&mut reader, codes, page)?.filter(|_| states.len() < STATES_MOST);
         let Some(state) = state else { return Ok(Vec::new()) };
         let segments: Vec<_> = state.segments.iter().map(|segment| segment.range()).collect();
         if !claims.take_all(&segments) {
@@ -94,16 +106,15 @@ fn look(source: &dyn MemorySource, ranges: bool) -> Result<Vec<Heap>, Fault> {
         }
     }
     let mut assembly =
-        Assembly { codes: &codes, ranges, large, heap: Heap::new(Kind::LuaJit), classes: BTreeMap::new() };
+        Assembly { source, codes, ranges, heap: Heap::new(Kind::LuaJit), classes: BTreeMap::new(), claims };
     assembly.heap.certainty.still = source.is_still();
-    assembly.states(&mut reader, states)?;
-    assembly.heap.claims = claims.merged();
+    assembly.states(states, large)?;
     Ok(Vec::from_iter(assembly.close()))
 }
 
 /// Whether the mapping `range`, which begins as a large block, also ends as one.
 fn is_direct(reader: &mut Reader<'_>, range: &Range<u64>) -> Result<bool, Fault> {
-    if !state::is_mapped(reader.source(), range) {
+    if grown::place(reader.source(), range) != Place::Known {
         return Ok(false);
     }
     let foot = range.end - DIRECT_PAD;
@@ -157,32 +168,30 @@ struct Pass {
     reread: u64,
     unresolved: u64,
     away: u64,
-    /// Whether nothing was taken or given back in the meantime.
-    is_quiet: bool,
 }
 
 /// A heap being put together.
 struct Assembly<'a> {
+    source: &'a dyn MemorySource,
     codes: &'a [Code],
     ranges: bool,
-    large: Vec<Range<u64>>,
+    claims: Claims,
     heap: Heap,
     classes: BTreeMap<Bytes, SizeClass>,
 }
 
 impl Assembly<'_> {
-    fn states(&mut self, reader: &mut Reader<'_>, states: Vec<State>) -> Result<(), Fault> {
-        let large = std::mem::take(&mut self.large);
+    fn states(&mut self, states: Vec<State>, large: Vec<Range<u64>>) -> Result<(), Fault> {
         let (own, shared) = if states.len() == 1 { (large, Vec::new()) } else { (Vec::new(), large) };
         let count = states.len();
         for (index, state) in states.into_iter().enumerate() {
             if index == NOTES_MOST {
                 self.heap.notes.push(format!("and {} more states", count - NOTES_MOST));
             }
-            self.state(reader, index, state, &own)?;
+            self.state(index, state, &own)?;
         }
         if let Some(first) = shared.first() {
-            let mut account = Account::new(reader.source());
+            let mut account = Account::new(self.source);
             for block in &shared {
                 walk::direct(&mut account, block)?;
             }
@@ -198,37 +207,59 @@ impl Assembly<'_> {
         Ok(())
     }
 
-    fn state(
-        &mut self,
-        reader: &mut Reader<'_>,
-        index: usize,
-        mut state: State,
-        large: &[Range<u64>],
-    ) -> Result<(), Fault> {
-        let mut best = self.pass(reader, &state, large)?;
+    fn state(&mut self, index: usize, mut state: State, large: &[Range<u64>]) -> Result<(), Fault> {
+        let mut best = self.pass(&state, large)?;
+        let mut wrong = std::mem::take(&mut best.corruptions);
+        let mut went_on = 0;
         for _ in 1..PASSES {
-            if best.is_quiet || best.unresolved == 0 {
+            if self.source.is_still() || best.unresolved == 0 && wrong.is_empty() {
                 break;
             }
-            reader.refresh();
-            match state::read(reader, self.codes, state.book.page)? {
-                Some(again) => state = again,
-                None => break,
-            }
-            let again = self.pass(reader, &state, large)?;
+            let Some(now) = state::read(&mut Reader::new(self.source), self.codes, state.book.page)? else {
+                break;
+            };
+            went_on += usize::from(!now.is_as(&state));
+            state = now;
+            let again = self.pass(&state, large)?;
+            wrong.retain(|corruption| again.corruptions.contains(corruption));
             let reread = best.reread + again.reread;
-            if again.unresolved < best.unresolved {
+            if again.unresolved <= best.unresolved {
                 best = again;
             }
             best.reread = reread;
         }
+        self.accuse(index, wrong, self.source.is_still() || went_on == PASSES - 1);
         self.tell(index, &state, best);
         Ok(())
     }
 
+    /// Tells what is wrong with a state: damage, if it is `certain`. A thread that stands in the middle of an
+    /// allocation, because another has its processor, leaves the same traces for as long as it stands there; damage is
+    /// what is still there after the state went on.
+    fn accuse(&mut self, index: usize, wrong: Vec<Corruption>, certain: bool) {
+        if certain {
+            let room = CORRUPTIONS_MOST.saturating_sub(self.heap.corruptions.len());
+            self.heap.corruptions.extend(wrong.into_iter().take(room));
+        } else if let Some(Corruption { address, what }) = wrong.first().filter(|_| index < NOTES_MOST) {
+            let count = wrong.len();
+            self.heap.notes.push(format!(
+                "state {}: {count} places do not add up, at {address:#x} {what}: it is damaged, or a thread stands in \
+                 the middle of an allocation",
+                index + 1
+            ));
+        }
+    }
+
     /// Walks `state` once.
-    fn pass(&self, reader: &mut Reader<'_>, state: &State, large: &[Range<u64>]) -> Result<Pass, Fault> {
-        let mut account = Account::new(reader.source());
+    fn pass(&self, state: &State, large: &[Range<u64>]) -> Result<Pass, Fault> {
+        if state.has_new {
+            return self.pass_in(&Grown::with(self.source, &state.segments), state, large);
+        }
+        self.pass_in(self.source, state, large)
+    }
+
+    fn pass_in(&self, source: &dyn MemorySource, state: &State, large: &[Range<u64>]) -> Result<Pass, Fault> {
+        let mut account = Account::new(source);
         if self.ranges {
             account = account.with_ranges();
         }
@@ -236,36 +267,29 @@ impl Assembly<'_> {
             walk::direct(&mut account, block)?;
         }
         let own = walk::own_chunks(state.book.page, state.segments.iter().copied());
-        let mut links = Links::default();
-        let mut walk = Walk::new(reader, &mut account, &own, &mut links);
+        let mut links = Links::new(&state.book);
+        let mut reader = Reader::new(source);
+        let mut walk = Walk::new(&mut reader, &mut account, &own, &mut links);
         for segment in &state.segments {
             walk.segment(segment)?;
         }
-        let (top, mut corruptions) = (walk.top, std::mem::take(&mut walk.broken));
+        let (top, broken) = (walk.top, std::mem::take(&mut walk.broken));
         let (reread, unresolved, away) = (walk.reread + state.reread, walk.unresolved, walk.away);
         let ranges = account.take_ranges()?;
         let (figures, classes) = account.close()?;
-        let after = match reader.source().is_still() {
+        let after = match source.is_still() {
             true => Some(state.clone()),
-            false => {
-                reader.refresh();
-                state::read(reader, self.codes, state.book.page)?
-            }
+            false => state::read(&mut Reader::new(source), self.codes, state.book.page)?,
         };
-        let is_same = |after: &State| after.book == state.book && after.global == state.global;
-        let is_quiet = after.as_ref().is_some_and(is_same) && state.unmapped.is_empty();
-        if is_quiet {
-            corruptions.extend(state.broken.clone());
-            if unresolved == 0 && state.broken.is_none() {
-                corruptions.extend(disagreements(state, top, &links));
-                corruptions.extend(links.broken(&state.book));
-            }
-            corruptions.truncate(CORRUPTIONS_MOST);
-        } else {
-            corruptions.clear();
-        }
+        let is_quiet = after.as_ref().is_some_and(|after| after.is_as(state));
+        let corruptions = match is_quiet {
+            true if unresolved == 0 => judge(state, top, links),
+            true => broken.into_iter().chain(state.broken.clone()).take(CORRUPTIONS_MOST).collect(),
+            // Lists and books are of different moments; chunks were read again until they added up.
+            false => broken,
+        };
         let collector = after.map_or(state.global.collector, |after| after.global.collector);
-        Ok(Pass { figures, classes, ranges, collector, corruptions, reread, unresolved, away, is_quiet })
+        Ok(Pass { figures, classes, ranges, collector, corruptions, reread, unresolved, away })
     }
 
     /// Tells what a walk over `state` came to.
@@ -276,13 +300,6 @@ impl Assembly<'_> {
         certainty.unresolved += Bytes(pass.unresolved);
         if index < NOTES_MOST {
             self.heap.notes.push(format!("{name}: {}", in_words(&pass.collector)));
-            let missing: u64 = state.unmapped.iter().map(|range| range.end - range.start).sum();
-            if missing > 0 {
-                let missing = Bytes(missing);
-                self.heap
-                    .notes
-                    .push(format!("{name}: {missing} were mapped while it was read, and are not counted"));
-            }
             if pass.away > 0 {
                 let away = Bytes(pass.away);
                 self.heap.notes.push(format!(
@@ -290,8 +307,6 @@ impl Assembly<'_> {
                 ));
             }
         }
-        let room = CORRUPTIONS_MOST.saturating_sub(self.heap.corruptions.len());
-        self.heap.corruptions.extend(pass.corruptions.into_iter().take(room));
         let version = self.codes.get(state.code).map(|code| code.version.as_str()).unwrap_or_default();
         let version = format!("{version}{}", if state.global.is_openresty { " (OpenResty)" } else { "" });
         match &mut self.heap.version {
@@ -301,6 +316,10 @@ impl Assembly<'_> {
                 known.push_str(&version);
             }
             Some(_) => {}
+        }
+        for segment in &state.segments {
+            // Of a process that runs there may be more than there were at first.
+            self.claims.take_all(std::slice::from_ref(&segment.range()));
         }
         if let Some(ranges) = pass.ranges {
             self.heap.returnable_ranges.get_or_insert_default().extend(ranges);
@@ -335,19 +354,25 @@ impl Assembly<'_> {
         if let Some(ranges) = &mut self.heap.returnable_ranges {
             ranges.sort_unstable_by_key(|range| range.start);
         }
+        self.heap.claims = self.claims.merged();
         (!self.heap.arenas.is_empty()).then_some(self.heap)
     }
 }
 
-/// Where the books say other than what the walk found.
-fn disagreements(state: &State, top: Option<(u64, u64)>, links: &Links) -> Vec<Corruption> {
+/// Where the books of a state, whose chunks all add up, say other than these do.
+fn judge(state: &State, top: Option<(u64, u64)>, links: Links) -> Vec<Corruption> {
     let book = &state.book;
-    let mut found = Vec::new();
+    if state.broken.is_some() {
+        // Segments are missing, and with them what the books name.
+        return state.broken.iter().cloned().collect();
+    }
+    let has_dv = links.has_dv();
+    let mut found = links.broken(book);
     if top != Some(book.top) {
         let what = "the books name another chunk as the top than the one at a segment's end";
         found.push(Corruption { address: book.top.0, what: what.into() });
     }
-    if book.dv.1 > 0 && !links.has(book.dv.0) {
+    if !has_dv {
         let what = "the books name a chunk to cut blocks off that is not free";
         found.push(Corruption { address: book.dv.0, what: what.into() });
     }

@@ -12,6 +12,8 @@ use std::ops::Range;
 const BATCH: usize = 1024;
 /// The two words that are looked at.
 const LOOK: u64 = 16;
+/// How much is asked for at once, unless the area is huge.
+const WINDOW: u64 = 64 << 20;
 /// The most candidates of either kind that are kept.
 const CANDIDATES_MOST: usize = 1 << 18;
 
@@ -35,17 +37,18 @@ pub(super) fn pages(
         directs: Vec::new(),
         books: 0,
     };
-    for area in source.areas().iter().filter(|area| is_candidate(area)) {
-        // The area in one go: an address sanitizer's is 15 TiB, nearly all of it absent.
-        let mut result = Ok(());
-        source.pages(area.range.clone(), &mut |run, state| {
-            if state == PageState::Present && result.is_ok() {
-                result = scan.run(&run);
-            }
-        })?;
-        result?;
-        scan.look()?;
+    // From the top down, as the kernel gives addresses: the books are in the segment that was taken first.
+    for area in source.areas().iter().rev().filter(|area| is_candidate(area)) {
+        // An address sanitizer's area is 15 TiB, nearly all of it absent.
+        let step = (area.size().0 / 1024).max(WINDOW).next_multiple_of(PAGE);
+        let mut end = area.range.end;
+        while end > area.range.start {
+            let start = end.saturating_sub(step).max(area.range.start);
+            scan.window(start..end)?;
+            end = start;
+        }
     }
+    scan.directs.sort_unstable_by_key(|range| range.start);
     Ok(scan.directs)
 }
 
@@ -62,6 +65,18 @@ struct Scan<'s, C> {
 }
 
 impl<C: FnMut(u64) -> Result<Vec<Range<u64>>, Fault>> Scan<'_, C> {
+    /// Looks at the pages of `window`.
+    fn window(&mut self, window: Range<u64>) -> Result<(), Fault> {
+        let mut result = Ok(());
+        self.source.pages(window, &mut |run, state| {
+            if state == PageState::Present && result.is_ok() {
+                result = self.run(&run);
+            }
+        })?;
+        result?;
+        self.look()
+    }
+
     /// Puts the pages of `run` down to be looked at.
     fn run(&mut self, run: &Range<u64>) -> Result<(), Fault> {
         let mut page = run.start.next_multiple_of(PAGE);

@@ -4,13 +4,12 @@
 //! function lies in LuaJIT's own code.
 
 use super::code::Code;
+use super::grown::{self, Place};
 use super::layout::{Book, Global, Segment};
-use super::scan::is_candidate;
 use crate::model::Corruption;
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
 use std::collections::HashSet;
-use std::ops::Range;
 
 /// 128 GiB in segments of the smallest size.
 const SEGMENTS_MOST: usize = 1 << 20;
@@ -24,14 +23,21 @@ pub(super) struct State {
     pub(super) global: Global,
     /// In the order of addresses, none overlapping.
     pub(super) segments: Vec<Segment>,
-    /// Segments that lie, in part, in no mapping that was known when the walk began.
-    pub(super) unmapped: Vec<Range<u64>>,
+    /// Whether some of them are newer than the list of mappings.
+    pub(super) has_new: bool,
     /// What is wrong with the list of segments.
     pub(super) broken: Option<Corruption>,
     /// How often it was read again.
     pub(super) reread: u64,
     /// Which of the files with LuaJIT's code is this one's.
     pub(super) code: usize,
+}
+
+impl State {
+    /// Whether nothing was taken or given back since `before`.
+    pub(super) fn is_as(&self, before: &State) -> bool {
+        self.book == before.book && self.global == before.global
+    }
 }
 
 /// The state whose books are on `page`, if there are such. Faults that say that memory is not there say that no
@@ -58,50 +64,45 @@ fn attempt(reader: &mut Reader<'_>, codes: &[Code], page: u64) -> Result<Option<
     let Some(global) = Global::read(reader, &book)? else { return Ok(None) };
     let is_in = |code: &Code| code.text.iter().any(|text| text.contains(&global.allocf));
     let Some(code) = codes.iter().position(is_in) else { return Ok(None) };
-    let (segments, unmapped, broken) = segments(reader, &book)?;
+    let (segments, has_new, broken) = segments(reader.source(), &book)?;
     if !segments.iter().any(|segment| segment.range().contains(&page)) {
         return Ok(None);
     }
-    Ok(Some(State { book, global, segments, unmapped, broken, reread: 0, code }))
+    Ok(Some(State { book, global, segments, has_new, broken, reread: 0, code }))
 }
 
-type Segments = (Vec<Segment>, Vec<Range<u64>>, Option<Corruption>);
+type Segments = (Vec<Segment>, bool, Option<Corruption>);
 
-/// Follows the list of segments that `book` begins.
-fn segments(reader: &mut Reader<'_>, book: &Book) -> Result<Segments, Fault> {
-    let source = reader.source();
-    let (mut segments, mut unmapped): (Vec<Segment>, _) = (Vec::new(), Vec::new());
-    let mut broken = None;
+/// Follows the list of segments that `book` begins. Also says whether some lie where nothing was known to be mapped.
+fn segments(source: &dyn MemorySource, book: &Book) -> Result<Segments, Fault> {
+    let mut segments: Vec<Segment> = Vec::new();
     let mut at = book.address();
     let mut segment = book.segment;
-    let mut seen = HashSet::from([at]);
-    loop {
-        if !segment.is_sound() {
-            broken = Some(Corruption { address: at, what: "the record of a segment makes no sense".into() });
-            break;
+    let (mut seen, mut has_new) = (HashSet::from([at]), false);
+    let what = loop {
+        match grown::place(source, &segment.range()) {
+            _ if !segment.is_sound() => break Some("the record of a segment makes no sense"),
+            Place::Nowhere => break Some("the record of a segment names memory that is not lj_alloc's"),
+            Place::Known => {}
+            Place::New => has_new = true,
         }
-        match is_mapped(source, &segment.range()) {
-            true => segments.push(segment),
-            false => unmapped.push(segment.range()),
-        }
-        if segment.next == 0 {
-            break;
-        }
+        segments.push(segment);
         at = segment.next;
-        if !seen.insert(at) || seen.len() > SEGMENTS_MOST {
-            broken = Some(Corruption { address: at, what: "the list of segments has no end".into() });
-            break;
+        if at == 0 {
+            break None;
         }
-        match Segment::read(reader, at) {
-            Ok(next) => segment = next,
+        if !seen.insert(at) || seen.len() > SEGMENTS_MOST {
+            break Some("the list of segments has no end");
+        }
+        segment = match grown::peek(source, at) {
+            Ok(record) => Segment::parse(&record),
             Err(Fault::Unmapped(_) | Fault::Swapped(_)) => {
-                broken =
-                    Some(Corruption { address: at, what: "the list of segments leads out of memory".into() });
-                break;
+                break Some("the list of segments leads out of memory");
             }
             Err(fault) => return Err(fault),
-        }
-    }
+        };
+    };
+    let mut broken = what.map(|what| Corruption { address: at, what: what.into() });
     segments.sort_unstable();
     let before = segments.len();
     let mut end = 0;
@@ -113,17 +114,5 @@ fn segments(reader: &mut Reader<'_>, book: &Book) -> Result<Segments, Fault> {
     if segments.len() < before && broken.is_none() {
         broken = Some(Corruption { address: book.address(), what: "segments overlap".into() });
     }
-    Ok((segments, unmapped, broken))
-}
-
-/// Whether all of `range` is memory that lj_alloc may have.
-pub(super) fn is_mapped(source: &dyn MemorySource, range: &Range<u64>) -> bool {
-    let mut at = range.start;
-    while at < range.end {
-        match source.area_at(at).filter(|area| is_candidate(area)) {
-            Some(area) => at = area.range.end,
-            None => return false,
-        }
-    }
-    true
+    Ok((segments, has_new, broken))
 }

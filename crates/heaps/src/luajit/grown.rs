@@ -1,0 +1,133 @@
+//! A running process that took more memory since its mappings were listed.
+//!
+//! The list of mappings is as old as the source; by the time lj_alloc's books are read they may name segments that it
+//! does not have. What a state names is memory all the same, and which pages of it are there, the pagemap knows.
+
+use super::layout::Segment;
+use super::scan::is_candidate;
+use crate::source::{Area, Fault, MemorySource, PageState, ReadSeek};
+use ebbtide_observe::Bytes;
+use ebbtide_observe::process::{Device, Perms};
+use std::ops::Range;
+
+/// Where a segment lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In mappings that are known, and may be lj_alloc's.
+    Known,
+    /// In part where nothing was mapped when the list was made, but may be now.
+    New,
+    /// Where lj_alloc's memory cannot be.
+    Nowhere,
+}
+
+/// Where `range` lies.
+pub(super) fn place(source: &dyn MemorySource, range: &Range<u64>) -> Place {
+    let mut place = Place::Known;
+    let mut at = range.start;
+    while at < range.end {
+        match source.area_at(at) {
+            Some(area) if is_candidate(area) => at = area.range.end,
+            None if !source.is_still() => {
+                place = Place::New;
+                let areas = source.areas();
+                let next = areas.partition_point(|area| area.range.start <= at);
+                at = areas.get(next).map_or(range.end, |area| area.range.start);
+            }
+            _ => return Place::Nowhere,
+        }
+    }
+    place
+}
+
+/// The 24 bytes at `address`, wherever it is: only pages that are present are read.
+pub(super) fn peek(source: &dyn MemorySource, address: u64) -> Result<[u8; 24], Fault> {
+    let mut bytes = [0; 24];
+    let range = address..address.checked_add(24).ok_or(Fault::Unmapped(address))?;
+    if range.end > super::layout::ADDRESS_END {
+        return Err(Fault::Unmapped(address));
+    }
+    let page = super::layout::PAGE;
+    let pages = address - address % page..range.end.next_multiple_of(page);
+    let (mut present, mut swapped) = (0, false);
+    source.pages(pages.clone(), &mut |run, state| match state {
+        PageState::Present => present += run.end - run.start,
+        PageState::Swapped => swapped = true,
+    })?;
+    if swapped {
+        return Err(Fault::Swapped(address));
+    }
+    if present < pages.end - pages.start {
+        return Err(Fault::Unmapped(address));
+    }
+    let read = source.read_ranges(&[range], &mut bytes)?;
+    if read == bytes.len() { Ok(bytes) } else { Err(Fault::Unmapped(address)) }
+}
+
+/// A source with other mappings than it had at first.
+pub(super) struct Grown<'s> {
+    source: &'s dyn MemorySource,
+    areas: Vec<Area>,
+}
+
+impl<'s> Grown<'s> {
+    /// `source` as it is now, if that may be another.
+    pub(super) fn now(source: &'s dyn MemorySource) -> Result<Option<Grown<'s>>, Fault> {
+        Ok(source.areas_now()?.map(|areas| Grown { source, areas }))
+    }
+
+    /// `source` with the segments of a state among its mappings.
+    pub(super) fn with(source: &'s dyn MemorySource, segments: &[Segment]) -> Grown<'s> {
+        let mut areas = source.areas().to_vec();
+        for segment in segments {
+            let mut at = segment.base;
+            let mut index = areas.partition_point(|area| area.range.end <= at);
+            while at < segment.end() {
+                let next = areas.get(index).map_or(u64::MAX, |area| area.range.start);
+                if at < next {
+                    areas.insert(index, new(at..next.min(segment.end())));
+                }
+                at = areas[index].range.end;
+                index += 1;
+            }
+        }
+        Grown { source, areas }
+    }
+}
+
+fn new(range: Range<u64>) -> Area {
+    Area {
+        range,
+        perms: Perms { read: true, write: true, exec: false, shared: false },
+        offset: Bytes::ZERO,
+        dev: Device { major: 0, minor: 0 },
+        inode: 0,
+        path: Vec::new(),
+    }
+}
+
+impl MemorySource for Grown<'_> {
+    fn areas(&self) -> &[Area] {
+        &self.areas
+    }
+
+    fn read_ranges(&self, ranges: &[Range<u64>], buf: &mut [u8]) -> Result<usize, Fault> {
+        self.source.read_ranges(ranges, buf)
+    }
+
+    fn pages(&self, range: Range<u64>, each: &mut dyn FnMut(Range<u64>, PageState)) -> Result<(), Fault> {
+        self.source.pages(range, each)
+    }
+
+    fn file(&self, area: &Area) -> Result<Box<dyn ReadSeek>, Fault> {
+        self.source.file(area)
+    }
+
+    fn is_still(&self) -> bool {
+        self.source.is_still()
+    }
+
+    fn areas_now(&self) -> Result<Option<Vec<Area>>, Fault> {
+        self.source.areas_now()
+    }
+}
