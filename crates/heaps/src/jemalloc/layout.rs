@@ -97,6 +97,11 @@ impl Layout {
         }
     }
 
+    /// Whether the word `bits` of a leaf leads to a book; where an extent was and is none, only the class is left.
+    pub(super) fn leads(bits: u64) -> bool {
+        bits & ((1 << 48) - 128) != 0
+    }
+
     /// What the word `bits` of a leaf says: size class in the 16 highest bits, and in the lowest whether it is a slab;
     /// since 5.3 its state in bits 2 to 4.
     pub(super) fn entry(self, bits: u64) -> Entry {
@@ -127,7 +132,9 @@ impl Layout {
         let (arena, slab) = ((bits & 0xfff) as u32, bits >> 12 & 1 != 0);
         let start = address & !(PAGE - 1);
         let sane = size > 0 && start > 0 && start < END && size <= END - start;
-        let classed = class <= classes.count() && arena != NO_ARENA && (!slab || class < classes.bins());
+        // A slab that was freed keeps the flag, but no class.
+        let is_slab = slab && state == State::Active;
+        let classed = class <= classes.count() && arena != NO_ARENA && (!is_slab || class < classes.bins());
         if !sane || !classed {
             return None;
         }
@@ -144,17 +151,11 @@ impl Extent {
         self.start..self.start + self.size
     }
 
-    /// Whether `entry`, which led to it, says the same of it. Until 5.2 the entries of a freed extent keep what they
-    /// said when it was in use.
+    /// Whether `entry`, which led to it, says the same of it. The entries of a freed extent keep the class that they
+    /// told when it was in use.
     pub(super) fn agrees(&self, entry: &Entry) -> bool {
-        match entry.state {
-            None if self.state != State::Active => true,
-            state => {
-                state.is_none_or(|state| state == self.state_bits)
-                    && entry.slab == self.slab
-                    && entry.class == self.class
-            }
-        }
+        let is_named = entry.slab == self.slab && entry.class == self.class;
+        entry.state.is_none_or(|state| state == self.state_bits) && (is_named || self.state != State::Active)
     }
 
     /// Which regions of a slab of `bin` are free, one bit each, if the count of them and the bits agree.

@@ -5,11 +5,11 @@
 //! entry tells its address, from which it follows at which entry of which leaf it must be, and where the root must
 //! begin; several must agree, and its size class must be the entry's.
 
-use super::layout::{Classes, END, EXTENT_BYTES, LEAF_COVERS, Layout, NODE, PAGE, State};
+use super::layout::{Classes, END, EXTENT_BYTES, LEAF_COVERS, Layout, NODE, PAGE};
 use crate::reader::Reader;
 use crate::residency::Residency;
 use crate::source::{Area, Fault, MemorySource, PageState, covered};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::SeekFrom;
 use std::ops::Range;
 
@@ -17,10 +17,16 @@ use std::ops::Range;
 const DATA_MOST: u64 = 256 << 20;
 /// Leaves that are looked at where one is looked for.
 const PROBES_MOST: usize = 1 << 14;
-/// Entries of a leaf that are looked at.
-const ENTRIES_MOST: usize = 64;
-/// Active extents that must agree on one root.
+/// Entries that lead to a book, of a leaf, that are looked at.
+const ENTRIES_MOST: usize = 256;
+/// Words that a page of the root has at most, as a rule: as many GiB.
+const FEW: usize = 32;
+/// What is read of leaves in all.
+const LEAVES_MOST: u64 = 256 << 20;
+/// Extents that must agree on one root.
 const AGREE_LEAST: u64 = 2;
+/// So many that do end the search.
+const AGREE_MOST: u64 = 32;
 /// The most of a file that is searched for its version.
 const TEXT_MOST: u64 = 128 << 20;
 
@@ -75,28 +81,40 @@ fn look(source: &dyn MemorySource, file: &Area, range: Range<u64>) -> Result<Opt
     Ok(Some(Jemalloc { data, classes, tree, version }))
 }
 
+/// Calls `each` with the pages of `runs`, each with its address, until it says to stop with a value.
+fn pages<T>(
+    reader: &mut Reader<'_>,
+    runs: &[Range<u64>],
+    mut each: impl FnMut(u64, &[[u8; 8]]) -> Result<Option<T>, Fault>,
+) -> Result<Option<T>, Fault> {
+    for at in runs.iter().flat_map(|run| run.clone().step_by(PAGE as usize)) {
+        let found = match reader.bytes(at, PAGE as usize) {
+            Ok(bytes) => each(at, bytes.as_chunks().0)?,
+            Err(Fault::Unmapped(_) | Fault::Swapped(_)) => None,
+            Err(fault) => return Err(fault),
+        };
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
 /// Calls `each` with the words of `runs`, each with its address, until it says to stop with a value.
 pub(super) fn words<T>(
     reader: &mut Reader<'_>,
     runs: &[Range<u64>],
     mut each: impl FnMut(u64, u64) -> Result<Option<T>, Fault>,
 ) -> Result<Option<T>, Fault> {
-    let mut page = Vec::new();
-    for at in runs.iter().flat_map(|run| run.clone().step_by(PAGE as usize)) {
-        page.clear();
-        match reader.bytes(at, PAGE as usize) {
-            Ok(bytes) => page.extend_from_slice(bytes),
-            Err(Fault::Unmapped(_) | Fault::Swapped(_)) => continue,
-            Err(fault) => return Err(fault),
-        }
-        for (index, word) in page.as_chunks::<8>().0.iter().enumerate() {
-            let found = each(at + 8 * index as u64, u64::from_le_bytes(*word))?;
+    pages(reader, runs, |at, words| {
+        for (at, word) in (at..).step_by(8).zip(words) {
+            let found = each(at, u64::from_le_bytes(*word))?;
             if found.is_some() {
                 return Ok(found);
             }
         }
-    }
-    Ok(None)
+        Ok(None)
+    })
 }
 
 /// The table of small classes in `data`: since 5.2 it is filled when the program starts.
@@ -121,14 +139,27 @@ fn tree(
     range: &Range<u64>,
 ) -> Result<Option<Tree>, Fault> {
     let source = reader.source();
-    let mut probes = Probes { source, classes, votes: HashMap::new(), seen: BTreeSet::new() };
-    words(reader, data, |at, word| {
-        let aligned = word != 0 && word.is_multiple_of(64) && word < END;
-        if aligned && probes.seen.len() < PROBES_MOST && probes.seen.insert(word) {
-            probes.look(at, word, range)?;
+    let mut probes =
+        Probes { source, classes, votes: BTreeMap::new(), seen: BTreeSet::new(), left: LEAVES_MOST };
+    // A leaf for each GiB: few of the root's words are set. The program's own tables are full of pointers.
+    for is_full in [false, true] {
+        let found = pages(reader, data, |at, words| {
+            if is_full != (words.iter().filter(|word| **word != [0; 8]).count() > FEW) {
+                return Ok(None);
+            }
+            for (at, word) in (at..).step_by(8).zip(words.iter().map(|word| u64::from_le_bytes(*word))) {
+                let aligned = word != 0 && word.is_multiple_of(64) && word < END;
+                let is_new = aligned && probes.seen.len() < PROBES_MOST && probes.seen.insert(word);
+                if is_new && probes.look(at, word, range)?.is_some() {
+                    return Ok(Some(()));
+                }
+            }
+            Ok(None)
+        })?;
+        if found.is_some() {
+            break;
         }
-        Ok(None::<()>)
-    })?;
+    }
     let best = probes.votes.iter().max_by_key(|(_, votes)| **votes);
     let best = best.filter(|(_, votes)| **votes >= AGREE_LEAST);
     Ok(best.map(|(&(is_new, root), _)| Tree { layout: Layout::ALL[usize::from(is_new)], root }))
@@ -138,43 +169,45 @@ fn tree(
 struct Probes<'s, 'c> {
     source: &'s dyn MemorySource,
     classes: &'c Classes,
-    /// By layout and address of the root: extents in use that say so.
-    votes: HashMap<(bool, u64), u64>,
+    /// By layout and address of the root: extents that say so.
+    votes: BTreeMap<(bool, u64), u64>,
     seen: BTreeSet<u64>,
+    /// Bytes that may still be read.
+    left: u64,
 }
 
 impl Probes<'_, '_> {
-    /// Looks at `leaf`, to which the word at `at` points.
-    fn look(&mut self, at: u64, leaf: u64, range: &Range<u64>) -> Result<(), Fault> {
+    /// Looks at `leaf`, to which the word at `at` points. Stops where a root has votes enough.
+    fn look(&mut self, at: u64, leaf: u64, range: &Range<u64>) -> Result<Option<()>, Fault> {
         if !covered(self.source, leaf..leaf + NODE, Area::is_private_anon) {
-            return Ok(());
+            return Ok(None);
         }
         let (mut runs, mut reader) = (Vec::new(), Reader::new(self.source));
         Residency::new(self.source).each(leaf..leaf + NODE, |run, state| {
-            if state == PageState::Present && runs.len() < ENTRIES_MOST {
-                runs.push(run.start..run.end.min(run.start + 16 * PAGE));
+            let size = run.end - run.start;
+            if state == PageState::Present && size <= self.left {
+                self.left -= size;
+                runs.push(run);
             }
         })?;
-        let mut left = ENTRIES_MOST;
+        let mut entries = 0;
         // The last piece may end behind the leaf.
         words(&mut reader, &runs, |entry_at, bits| {
-            let within = bits != 0 && (leaf..leaf + NODE).contains(&entry_at);
+            let within = Layout::leads(bits) && (leaf..leaf + NODE).contains(&entry_at);
             if !within {
                 return Ok(None);
             }
-            left -= 1;
+            entries += 1;
             for layout in Layout::ALL {
-                if let Some(root) =
-                    root_by(self.source, self.classes, layout, at, (entry_at - leaf) / 8, bits)?
-                    && root >= range.start
-                    && root + NODE <= range.end
-                {
+                let root = root_by(self.source, self.classes, layout, at, (entry_at - leaf) / 8, bits)?;
+                let in_data = |root: &u64| *root >= range.start && root.saturating_add(NODE) <= range.end;
+                if let Some(root) = root.filter(in_data) {
                     *self.votes.entry((layout == Layout::New, root)).or_default() += 1;
                 }
             }
-            Ok((left == 0).then_some(()))
+            Ok((entries == ENTRIES_MOST).then_some(()))
         })?;
-        Ok(())
+        Ok(self.votes.values().any(|votes| *votes >= AGREE_MOST).then_some(()))
     }
 }
 
@@ -197,8 +230,7 @@ fn root_by(
         Err(fault) => return Err(fault),
     };
     let at_home = extent.filter(|extent| {
-        extent.state == State::Active
-            && extent.agrees(&entry)
+        extent.agrees(&entry)
             && extent.start % LEAF_COVERS / PAGE == index
             && source.area_at(extent.start).is_some()
     });

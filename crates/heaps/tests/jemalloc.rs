@@ -1,0 +1,298 @@
+//! The jemalloc walker against the truth, to the byte: a C program brings jemalloc into many shapes and tells what
+//! mallctl says. With this host's library preloaded, with it linked statically and stripped, and with Debian 11's
+//! (5.2.1), whose package is unpacked for it; and a Redis server, which tells by itself.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use ebbtide_heaps::{Figures, Heap, Live, MemorySource, jemalloc};
+use ebbtide_observe::process::Process;
+use ebbtide_observe::{Bytes, Root};
+use ebbtide_testkit::child::Child;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+/// What purging may be off by: 2%, or this.
+const SLACK: Bytes = Bytes(256 << 10);
+const PAGE: u64 = 4096;
+
+/// Where jemalloc is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Build {
+    /// A library is preloaded.
+    Preloaded(PathBuf),
+    /// In the program itself, of which symbols are stripped.
+    Static,
+    /// In the program itself, which is at a fixed address.
+    NoPie,
+}
+
+impl Build {
+    /// This host's library.
+    fn host() -> Build {
+        Build::Preloaded("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2".into())
+    }
+
+    /// The program, built once.
+    fn program(&self) -> PathBuf {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let (name, options): (_, &[&str]) = match self {
+            Build::Preloaded(_) => ("jemalloc-none", &[]),
+            Build::Static => ("jemalloc-static", &["-s", "-l:libjemalloc_pic.a", "-lstdc++", "-lm"]),
+            Build::NoPie => {
+                ("jemalloc-no-pie", &["-no-pie", "-static", "-l:libjemalloc.a", "-lstdc++", "-lm"])
+            }
+        };
+        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/jemalloc.c");
+        let age = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
+        if age(&program) <= age(&source) {
+            let mut gcc = Command::new("gcc");
+            gcc.args(["-O1", "-Wall", "-Werror", "-fno-builtin", "-pthread", "-o"]).arg(&program);
+            assert!(gcc.arg(&source).args(options).status().expect("gcc").success(), "{self:?}");
+        }
+        program
+    }
+}
+
+/// The program in one shape.
+struct Shaped(Child);
+
+/// What mallctl says of an arena: stats.arenas.N.pactive and so on.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    dirty_pages: u64,
+    muzzy_pages: u64,
+    small: u64,
+    large: u64,
+    /// In the caches that the arena has, of whatever arena it is.
+    cached: u64,
+    base: u64,
+    internal: u64,
+    retained: u64,
+    mapped: u64,
+    free_in_slabs: u64,
+}
+
+/// What mallctl says.
+#[derive(Debug, Default)]
+struct Truth {
+    sums: BTreeMap<String, u64>,
+    arenas: BTreeMap<u64, Part>,
+    /// By size: blocks that are not in slabs and extents, and so live, cached, or its own.
+    classes: BTreeMap<u64, u64>,
+}
+
+impl Truth {
+    fn parse(said: &str) -> Truth {
+        let mut truth = Truth::default();
+        let numbers = |list: &str| -> Vec<u64> { list.split(':').map(|n| n.parse().unwrap()).collect() };
+        for (name, value) in said.split(' ').map(|part| part.split_once('=').unwrap()) {
+            let numbers = numbers(value);
+            match (name, numbers.as_slice()) {
+                ("arena", &[number, _, dirty_pages, muzzy_pages, small, large, cached, ref rest @ ..]) => {
+                    let &[base, internal, retained, mapped, free_in_slabs] = rest else { panic!("{rest:?}") };
+                    let part = Part {
+                        dirty_pages,
+                        muzzy_pages,
+                        small,
+                        large,
+                        cached,
+                        base,
+                        internal,
+                        retained,
+                        mapped,
+                        free_in_slabs,
+                    };
+                    truth.arenas.insert(number, part);
+                }
+                ("class", &[size, count]) => {
+                    truth.classes.insert(size, count);
+                }
+                (name, &[value]) => {
+                    truth.sums.insert(name.to_owned(), value);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        truth
+    }
+}
+
+impl Shaped {
+    fn start(build: &Build, shape: &str, conf: &str) -> Shaped {
+        let mut command = Command::new(build.program());
+        command.arg(shape).env("MALLOC_CONF", conf);
+        if let Build::Preloaded(library) = build {
+            command.env("LD_PRELOAD", library);
+        }
+        Shaped(Child::spawn(&mut command))
+    }
+
+    /// Makes the shape; how many bytes of blocks the program holds.
+    fn make(&mut self) -> Bytes {
+        Bytes(self.0.ask("shape").parse().unwrap())
+    }
+
+    fn truth(&mut self) -> Truth {
+        Truth::parse(self.0.ask("truth"))
+    }
+
+    /// Its one jemalloc.
+    fn heap(&self) -> Heap {
+        let process = Process::open(&Root::live().unwrap(), self.0.pid()).unwrap();
+        let live = Live::new(&process, true).unwrap();
+        let mut heaps = jemalloc::find(&live).unwrap();
+        assert_eq!(heaps.len(), 1, "{heaps:#?}");
+        sound(&heaps[0], &live);
+        heaps.remove(0)
+    }
+
+    /// Anonymous memory that is resident.
+    fn anonymous(&self) -> Bytes {
+        anonymous(self.0.pid())
+    }
+}
+
+fn anonymous(pid: u32) -> Bytes {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:")).unwrap();
+    Bytes::from_kib(line.trim().trim_end_matches(" kB").parse().unwrap())
+}
+
+/// What holds of every heap that stands still.
+fn sound(heap: &Heap, live: &Live<'_>) {
+    assert_eq!(heap.corruptions, []);
+    assert_eq!((heap.certainty.unresolved, heap.certainty.reread), (Bytes::ZERO, 0), "{:?}", heap.notes);
+    let sum = heap.arenas.iter().fold(Figures::default(), |mut sum, arena| {
+        sum += arena.figures;
+        sum
+    });
+    let figures = heap.figures;
+    assert_eq!(sum, figures);
+    let named = figures.live + figures.cached + figures.free + figures.metadata + figures.unused;
+    assert_eq!(named, figures.mapped);
+    let claimed: u64 = heap.claims.iter().map(|claim| claim.end - claim.start).sum();
+    assert_eq!(Bytes(claimed), figures.mapped);
+    assert!(heap.claims.windows(2).all(|pair| pair[0].end < pair[1].start));
+    for claim in &heap.claims {
+        assert!(live.area_at(claim.start).is_some_and(|area| area.inode == 0), "{claim:x?}");
+    }
+    let live: Bytes = heap.histogram.iter().map(|class| class.live).sum();
+    assert_eq!(live, figures.live);
+}
+
+/// Checks `heap` against what jemalloc says of itself: all of it is exact.
+fn agrees(name: &str, heap: &Heap, truth: &Truth) {
+    let figures = heap.figures;
+    let sum = |of: fn(&Part) -> u64| truth.arenas.values().map(of).sum::<u64>();
+    let cached = sum(|part| part.cached);
+    assert_eq!(figures.cached.0, cached, "{name}: {:?}", heap.notes);
+    // Until 5.2 each thread has a small block with a ticker for each arena, which cannot be told from the program's.
+    let tickers = figures.live.0 - (truth.sums["allocated"] - cached - sum(|part| part.internal));
+    assert!(tickers <= if heap.version.as_deref() == Some("5.2.1") { 2048 } else { 0 }, "{name}: {tickers}");
+    for (number, part) in &truth.arenas {
+        let arena = heap.arenas.iter().find(|arena| arena.name == format!("arena {number}"));
+        let figures = arena.unwrap_or_else(|| panic!("{name}: no arena {number}")).figures;
+        let name = format!("{name}, arena {number}: {figures:?} {part:?}");
+        let internal = part.internal - if *number == 0 { tickers } else { 0 };
+        assert_eq!(figures.mapped.0, part.mapped + part.retained, "{name}");
+        // Blocks handed out are the program's, in caches, or the stacks of caches.
+        assert_eq!((figures.live + figures.cached).0 + internal, part.small + part.large, "{name}");
+        let free = (part.dirty_pages + part.muzzy_pages) * PAGE + part.free_in_slabs;
+        assert_eq!(figures.free.0, free, "{name}");
+        assert!(figures.returnable_by_trim.unwrap().0 <= free - part.free_in_slabs, "{name}");
+        assert!(figures.returnable_by_trim.unwrap() <= figures.returnable, "{name}");
+        // The rest of the cache line that the header of a block of books ends in is counted here only.
+        let headers = figures.metadata.0 - part.base - internal;
+        assert!(headers.is_multiple_of(16) && headers < 4096, "{name}: {headers}");
+    }
+    assert_eq!(heap.arenas.len(), truth.arenas.len(), "{name}");
+}
+
+/// Checks one shape in full.
+fn check(build: &Build, shape: &str, conf: &str) {
+    let name = format!("{shape} ({conf}) on {build:?}");
+    let mut shaped = Shaped::start(build, shape, conf);
+    let before = shaped.heap();
+    let held = shaped.make();
+    let heap = shaped.heap();
+    let truth = shaped.truth();
+    agrees(&name, &heap, &truth);
+    let grown = heap.figures.live - before.figures.live;
+    println!("{name}: {grown} {held}");
+    let resident = shaped.anonymous();
+    shaped.0.ask("purge");
+    let given = resident - shaped.anonymous();
+    let said = heap.figures.returnable_by_trim.unwrap();
+    let off = Bytes(said.0.abs_diff(given.0));
+    println!("{name}: {given} given back, {said} foreseen, {off} off; {:?}", heap.notes);
+    assert!(off <= SLACK || off <= given.scaled(0.02), "{name}: {given} given back, {said} foreseen");
+    let after = shaped.heap();
+    assert_eq!(after.figures.returnable_by_trim, Some(Bytes::ZERO), "{name}");
+    assert_eq!(after.figures.live, heap.figures.live);
+    agrees(&name, &after, &shaped.truth());
+}
+
+const SHAPES: [&str; 12] = [
+    "fresh",
+    "small",
+    "large",
+    "of-one-size",
+    "aligned",
+    "reallocated",
+    "burst",
+    "purged",
+    "zeroes",
+    "threads",
+    "ended-threads",
+    "own-arenas",
+];
+
+#[test]
+fn every_shape_of_this_hosts() {
+    for shape in SHAPES {
+        check(&Build::host(), shape, "");
+    }
+}
+
+#[test]
+fn every_shape_in_the_program() {
+    for shape in SHAPES {
+        check(&Build::Static, shape, "");
+    }
+    check(&Build::NoPie, "small", "");
+    check(&Build::NoPie, "threads", "");
+}
+
+#[test]
+fn every_shape_of_5_2_1() {
+    for shape in SHAPES {
+        check(&Build::Preloaded("/tmp/deb/bullseye/usr/lib/x86_64-linux-gnu/libjemalloc.so.2".into()), shape, "");
+    }
+}
+
+/// jemalloc's own options change where blocks and books are.
+#[test]
+fn every_option() {
+    const OPTIONS: [&str; 12] = [
+        "tcache:false",
+        "narenas:1",
+        "dirty_decay_ms:0,muzzy_decay_ms:-1",
+        "dirty_decay_ms:-1",
+        "retain:false",
+        "metadata_thp:always",
+        "thp:always",
+        "percpu_arena:percpu",
+        "lg_tcache_max:22",
+        "background_thread:true,dirty_decay_ms:-1",
+        "zero:true",
+        "lg_extent_max_active_fit:1",
+    ];
+    for options in OPTIONS {
+        for shape in ["small", "burst", "threads"] {
+            check(&Build::host(), shape, options);
+        }
+    }
+}
