@@ -183,15 +183,19 @@ fn sound(heap: &Heap, live: &Live<'_>) {
     assert_eq!(live, figures.live);
 }
 
-/// Checks `heap` against what jemalloc says of itself: all of it is exact.
-fn agrees(name: &str, heap: &Heap, truth: &Truth) {
+/// Checks `heap` against what jemalloc says of itself: all of it is exact, but for bytes of jemalloc's own that cannot
+/// be told from the program's. Returns how many those are.
+fn agrees(name: &str, heap: &Heap, truth: &Truth) -> u64 {
     let figures = heap.figures;
     let sum = |of: fn(&Part) -> u64| truth.arenas.values().map(of).sum::<u64>();
-    let cached = sum(|part| part.cached);
-    assert_eq!(figures.cached.0, cached, "{name}: {:?}", heap.notes);
+    let is_old = heap.version.as_deref() == Some("5.2.1");
+    // 5.2 forgets the large blocks of caches (arena_stats_merge takes the index of the class for that of the bin).
+    let forgotten = figures.cached.0 - sum(|part| part.cached);
+    assert!(if is_old { forgotten.is_multiple_of(PAGE) } else { forgotten == 0 }, "{name}: {forgotten}");
     // Until 5.2 each thread has a small block with a ticker for each arena, which cannot be told from the program's.
-    let tickers = figures.live.0 - (truth.sums["allocated"] - cached - sum(|part| part.internal));
-    assert!(tickers <= if heap.version.as_deref() == Some("5.2.1") { 2048 } else { 0 }, "{name}: {tickers}");
+    let blocks = truth.sums["allocated"] - sum(|part| part.internal);
+    let tickers = (figures.live + figures.cached).0 - blocks;
+    assert!(tickers <= if is_old { 2048 } else { 0 }, "{name}: {tickers}");
     for (number, part) in &truth.arenas {
         let arena = heap.arenas.iter().find(|arena| arena.name == format!("arena {number}"));
         let figures = arena.unwrap_or_else(|| panic!("{name}: no arena {number}")).figures;
@@ -209,6 +213,7 @@ fn agrees(name: &str, heap: &Heap, truth: &Truth) {
         assert!(headers.is_multiple_of(16) && headers < 4096, "{name}: {headers}");
     }
     assert_eq!(heap.arenas.len(), truth.arenas.len(), "{name}");
+    tickers
 }
 
 /// Checks one shape in full.
@@ -219,9 +224,11 @@ fn check(build: &Build, shape: &str, conf: &str) {
     let held = shaped.make();
     let heap = shaped.heap();
     let truth = shaped.truth();
-    agrees(&name, &heap, &truth);
+    let tickers = agrees(&name, &heap, &truth);
     let grown = heap.figures.live - before.figures.live;
-    println!("{name}: {grown} {held}");
+    // What threads take is the C library's too.
+    let more = grown.0 - held.0;
+    assert!(more <= tickers || shape.contains("threads"), "{name}: {grown}, {held} held");
     let resident = shaped.anonymous();
     shaped.0.ask("purge");
     let given = resident - shaped.anonymous();
@@ -293,6 +300,17 @@ fn every_option() {
     for options in OPTIONS {
         for shape in ["small", "burst", "threads"] {
             check(&Build::host(), shape, options);
+        }
+    }
+}
+
+#[test]
+fn trial() {
+    for options in std::env::var("OPTS").unwrap().split(';') {
+        for shape in std::env::var("SHAPES").unwrap().split(',') {
+            let build = std::env::var("OLD").map(|_| Build::Preloaded("/tmp/deb/bullseye/usr/lib/x86_64-linux-gnu/libjemalloc.so.2".into()));
+            let r = std::panic::catch_unwind(|| check(&build.unwrap_or(Build::host()), shape, options));
+            println!("{options} {shape} {}", if r.is_ok() {"fine"} else {"BAD"});
         }
     }
 }

@@ -57,6 +57,8 @@ pub(super) struct Entry {
 pub(super) enum State {
     /// Handed out: a slab of regions, or one large block.
     Active,
+    /// Active, but of no size class: in the small cache of `opt.hpa`, or what guarded extents are cut from (5.3).
+    Spare,
     /// Freed a while ago at most, and in memory.
     Dirty,
     /// Freed, and given back with MADV_FREE.
@@ -122,6 +124,7 @@ impl Layout {
             Layout::New => (bits >> 17 & 7, bits >> 20 & 0xff, bits >> 28 & 0x3ff, bits >> 14 & 1 != 0),
         };
         let state = match state_bits {
+            0 if class == classes.count() => State::Spare,
             0 => State::Active,
             1 => State::Dirty,
             2 => State::Muzzy,

@@ -111,7 +111,7 @@ impl Books<'_> {
 enum Looked {
     /// Its extent.
     Here(Extent),
-    /// No extent any more.
+    /// No extent any more, or one that is elsewhere.
     Gone,
     /// The two disagree, as they may for a moment.
     Disagrees,
@@ -246,8 +246,12 @@ impl<'s, 'c> Walk<'s, 'c> {
         let Some(extent) = self.layout.extent(&bytes, self.classes) else {
             return Ok(Looked::Nonsense("an extent's book makes no sense"));
         };
+        // With guarded extents 5.3.0 leaves entries behind, whose books were used again.
+        if !extent.range().contains(&page) && self.is_home(entry.book, extent.start)? {
+            return Ok(Looked::Gone);
+        }
         let last = extent.range().end - PAGE;
-        if extent.start != page || !extent.agrees(&entry) || !self.ends_at(&entry, last)? {
+        if extent.start != page || !extent.agrees(&entry) || !self.is_home(entry.book, last)? {
             return Ok(Looked::Disagrees);
         }
         if !covered(self.source, extent.range(), |area| !area.perms.shared || area.perms.write) {
@@ -256,11 +260,11 @@ impl<'s, 'c> Walk<'s, 'c> {
         Ok(Looked::Here(extent))
     }
 
-    /// Whether the entry of page `last` leads to the book that `entry` does.
-    fn ends_at(&mut self, entry: &Entry, last: u64) -> Result<bool, Fault> {
-        let Some(leaf) = self.leaves.get(&(last / LEAF_COVERS)) else { return Ok(false) };
-        let bits = self.entries.u64(leaf + last % LEAF_COVERS / PAGE * 8)?;
-        Ok(self.layout.entry(bits).book == entry.book)
+    /// Whether the entry of `page` leads to `book`.
+    fn is_home(&mut self, book: u64, page: u64) -> Result<bool, Fault> {
+        let Some(leaf) = self.leaves.get(&(page / LEAF_COVERS)) else { return Ok(false) };
+        let bits = self.entries.u64(leaf + page % LEAF_COVERS / PAGE * 8)?;
+        Ok(self.layout.entry(bits).book == book)
     }
 
     /// Where leaves and books of extents are: somewhere in each block of jemalloc's own memory that they are in.
@@ -298,6 +302,8 @@ impl<'s, 'c> Walk<'s, 'c> {
         match extent.state {
             State::Active if extent.slab => self.slab(extent)?,
             State::Active => self.large(extent),
+            State::Spare if extent.of_huge => self.account.free(range)?,
+            State::Spare if self.source.is_still() => {}
             State::Dirty | State::Muzzy => {
                 let kept = if extent.state == State::Dirty {
                     &mut self.findings.dirty
@@ -309,7 +315,7 @@ impl<'s, 'c> Walk<'s, 'c> {
                 self.account.free(range)?;
             }
             State::Retained => self.findings.retained += Bytes(extent.size),
-            State::Changing => self.findings.certainty.unresolved += Bytes(extent.size),
+            State::Spare | State::Changing => self.findings.certainty.unresolved += Bytes(extent.size),
         }
         Ok(())
     }

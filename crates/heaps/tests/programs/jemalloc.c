@@ -170,6 +170,19 @@ static void burst(void)
 
 static void purged(void) { burst(), call("arena.%u.purge", ALL); }
 
+/* With options that let dirty pages become muzzy after a millisecond, and stay so. */
+static void muzzy(void)
+{
+    burst();
+    uint64_t epoch = 1, dirty = 1;
+    size_t size = sizeof epoch;
+    for (int turn = 0; dirty && turn < 10000000; turn++) {
+        call("arena.%u.decay", ALL);
+        mallctl("epoch", &epoch, &size, &epoch, size);
+        dirty = value("stats.arenas.%u.pdirty", ALL, 0);
+    }
+}
+
 static void zeroes(void)
 {
     for (int i = 0; i < 100; i++) {
@@ -275,7 +288,8 @@ static const struct {
 } shapes[] = {
     {"fresh", fresh},           {"small", small},       {"large", large},
     {"of-one-size", of_one_size}, {"aligned", aligned},   {"reallocated", reallocated},
-    {"burst", burst},           {"purged", purged},     {"zeroes", zeroes},
+    {"burst", burst},           {"purged", purged},     {"muzzy", muzzy},
+    {"zeroes", zeroes},
     {"threads", threads},       {"ended-threads", ended_threads},
     {"own-arenas", own_arenas}, {"busy", busy},
 };
