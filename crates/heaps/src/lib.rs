@@ -16,6 +16,7 @@ mod live;
 mod look;
 pub mod luajit;
 mod model;
+mod now;
 mod reader;
 mod residency;
 mod source;

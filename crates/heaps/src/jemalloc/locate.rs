@@ -18,7 +18,7 @@ const DATA_MOST: u64 = 256 << 20;
 /// Leaves that are looked at where one is looked for.
 const PROBES_MOST: usize = 1 << 14;
 /// Entries that lead to a book, of a leaf, that are looked at.
-const ENTRIES_MOST: usize = 256;
+const ENTRIES_MOST: usize = 4096;
 /// Words that a page of the root has at most, as a rule: as many GiB.
 const FEW: usize = 32;
 /// What is read of leaves in all.
@@ -49,20 +49,29 @@ pub(super) struct Tree {
     pub(super) root: u64,
 }
 
+/// Whether there is a program or library that has room for a tree.
+pub(super) fn may_be(source: &dyn MemorySource) -> bool {
+    rooms(source.areas()).next().is_some()
+}
+
 /// Every jemalloc of `source`.
 pub(super) fn find(source: &dyn MemorySource) -> Result<Vec<Jemalloc>, Fault> {
     let mut found = Vec::new();
-    let areas = source.areas();
-    for (file, rest) in areas.iter().zip(areas.iter().skip(1)) {
-        let is_data = file.inode != 0 && file.perms.read && file.perms.write && !file.perms.shared;
-        // The root is in .bss, which follows a file's data.
-        let has_bss =
-            rest.is_private_anon() && rest.range.start == file.range.end && rest.size().0 >= NODE / 2;
-        if is_data && has_bss {
-            found.extend(look(source, file, file.range.start..rest.range.end)?);
-        }
+    for (file, range) in rooms(source.areas()) {
+        found.extend(look(source, file, range)?);
     }
     Ok(found)
+}
+
+/// Where a root may be: in .bss, which follows a file's writable data.
+fn rooms(areas: &[Area]) -> impl Iterator<Item = (&Area, Range<u64>)> {
+    areas.iter().zip(areas.iter().skip(1)).filter_map(|(file, rest)| {
+        let is_data = file.inode != 0 && file.perms.read && file.perms.write && !file.perms.shared;
+        let follows = rest.is_private_anon() && rest.range.start == file.range.end;
+        // The root's first bytes may be on the last page of the file.
+        let has_room = rest.size().0 >= NODE - PAGE;
+        (is_data && follows && has_room).then(|| (file, file.range.start..rest.range.end))
+    })
 }
 
 fn look(source: &dyn MemorySource, file: &Area, range: Range<u64>) -> Result<Option<Jemalloc>, Fault> {
@@ -139,8 +148,14 @@ fn tree(
     range: &Range<u64>,
 ) -> Result<Option<Tree>, Fault> {
     let source = reader.source();
-    let mut probes =
-        Probes { source, classes, votes: BTreeMap::new(), seen: BTreeSet::new(), left: LEAVES_MOST };
+    let mut probes = Probes {
+        source,
+        classes,
+        votes: BTreeMap::new(),
+        seen: BTreeSet::new(),
+        left: LEAVES_MOST,
+        books: Reader::new(source),
+    };
     // A leaf for each GiB: few of the root's words are set. The program's own tables are full of pointers.
     for is_full in [false, true] {
         let found = pages(reader, data, |at, words| {
@@ -174,6 +189,7 @@ struct Probes<'s, 'c> {
     seen: BTreeSet<u64>,
     /// Bytes that may still be read.
     left: u64,
+    books: Reader<'s>,
 }
 
 impl Probes<'_, '_> {
@@ -199,7 +215,7 @@ impl Probes<'_, '_> {
             }
             entries += 1;
             for layout in Layout::ALL {
-                let root = root_by(self.source, self.classes, layout, at, (entry_at - leaf) / 8, bits)?;
+                let root = root_by(&mut self.books, self.classes, layout, at, (entry_at - leaf) / 8, bits)?;
                 let in_data = |root: &u64| *root >= range.start && root.saturating_add(NODE) <= range.end;
                 if let Some(root) = root.filter(in_data) {
                     *self.votes.entry((layout == Layout::New, root)).or_default() += 1;
@@ -213,18 +229,18 @@ impl Probes<'_, '_> {
 
 /// Where the root begins if the word at `at` in it leads to a leaf whose entry `index` is `bits`.
 fn root_by(
-    source: &dyn MemorySource,
+    books: &mut Reader<'_>,
     classes: &Classes,
     layout: Layout,
     at: u64,
     index: u64,
     bits: u64,
 ) -> Result<Option<u64>, Fault> {
-    let entry = layout.entry(bits);
+    let (entry, source) = (layout.entry(bits), books.source());
     if entry.book == 0 || !source.area_at(entry.book).is_some_and(Area::is_private_anon) {
         return Ok(None);
     }
-    let extent = match Reader::new(source).array::<EXTENT_BYTES>(entry.book) {
+    let extent = match books.array::<EXTENT_BYTES>(entry.book) {
         Ok(bytes) => layout.extent(&bytes, classes),
         Err(Fault::Unmapped(_) | Fault::Swapped(_)) => None,
         Err(fault) => return Err(fault),

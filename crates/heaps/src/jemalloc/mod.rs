@@ -23,7 +23,9 @@ mod layout;
 mod locate;
 mod walk;
 
+use crate::account::Account;
 use crate::model::{Arena, Heap, Kind};
+use crate::now::Now;
 use crate::reader::Reader;
 use crate::source::{Area, Fault, MemorySource, merged};
 use base::Bases;
@@ -33,17 +35,44 @@ use locate::Jemalloc;
 use std::collections::BTreeMap;
 use walk::{Findings, Walk};
 
+/// How often a running process is looked at again.
+const TRIES: u32 = 3;
+
 /// Each jemalloc of `source` that was ever asked for memory; none where there is none. One whose tree has another
 /// structure than the known ones is a heap without figures and with a note.
 ///
 /// Errors: [`Fault::Ended`], [`Fault::Denied`] and what the system says else; memory that is not there, is swapped
 /// out or makes no sense is no error but told in the heap.
 pub fn find(source: &dyn MemorySource) -> Result<Vec<Heap>, Fault> {
-    let found = locate::find(source)?;
-    found.iter().map(|jemalloc| heap(source, jemalloc)).collect()
+    look(source, false)
 }
 
-fn heap(source: &dyn MemorySource, jemalloc: &Jemalloc) -> Result<Heap, Fault> {
+/// As [`find`], with [`Heap::returnable_ranges`]. While the process stands still, all of these pages can be dropped
+/// by madvise(MADV_DONTNEED): jemalloc keeps nothing in free memory, and what it knows to be zeroes stays so.
+pub fn find_with_ranges(source: &dyn MemorySource) -> Result<Vec<Heap>, Fault> {
+    look(source, true)
+}
+
+fn look(source: &dyn MemorySource, ranges: bool) -> Result<Vec<Heap>, Fault> {
+    if !locate::may_be(source) {
+        return Ok(Vec::new());
+    }
+    let mut tries = 0;
+    loop {
+        let now = Now::of(source)?;
+        let source = now.as_ref().map_or(source, |now| now);
+        let found = locate::find(source)?;
+        // Where much is new since the mappings were listed, the tree may not have been recognised.
+        let is_in_part = found.iter().any(|jemalloc| jemalloc.tree.is_none());
+        if is_in_part && !source.is_still() && tries < TRIES {
+            tries += 1;
+            continue;
+        }
+        return found.iter().map(|jemalloc| heap(source, jemalloc, ranges)).collect();
+    }
+}
+
+fn heap(source: &dyn MemorySource, jemalloc: &Jemalloc, ranges: bool) -> Result<Heap, Fault> {
     let mut heap = Heap::new(Kind::Jemalloc);
     heap.certainty.still = source.is_still();
     heap.version = jemalloc.version.clone();
@@ -58,8 +87,10 @@ fn heap(source: &dyn MemorySource, jemalloc: &Jemalloc) -> Result<Heap, Fault> {
     heap.version.get_or_insert_with(|| tree.layout.version().to_owned());
     let mut bases = bases(source, jemalloc)?;
     let caches = caches::find(source, tree.layout, &jemalloc.classes, &bases)?;
-    let mut walk = Walk::new(source, tree.layout, &jemalloc.classes, &caches);
+    let account = if ranges { Account::new(source).with_ranges() } else { Account::new(source) };
+    let mut walk = Walk::new(source, tree.layout, &jemalloc.classes, &caches, account);
     walk.tree(tree)?;
+    heap.returnable_ranges = walk.account.take_ranges()?;
     let mut reader = Reader::new(source);
     for place in walk.places() {
         bases.reach_below(&mut reader, place)?;

@@ -6,7 +6,7 @@
 
 use super::caches::{Caches, Mark};
 use super::layout::{
-    Classes, END, EXTENT_BYTES, Entry, Extent, FANOUT, LARGE_PAD, LEAF_COVERS, Layout, NODE, PAGE, State,
+    Classes, END, EXTENT_BYTES, Extent, FANOUT, LARGE_PAD, LEAF_COVERS, Layout, NODE, PAGE, State,
 };
 use super::locate::Tree;
 use crate::account::Account;
@@ -113,8 +113,8 @@ enum Looked {
     Here(Extent),
     /// No extent any more, or one that is elsewhere.
     Gone,
-    /// The two disagree, as they may for a moment.
-    Disagrees,
+    /// The two disagree, as they may for a moment. What is up to there is known by neither.
+    Disagrees(u64),
     /// What no jemalloc writes.
     Nonsense(&'static str),
 }
@@ -125,6 +125,7 @@ impl<'s, 'c> Walk<'s, 'c> {
         layout: Layout,
         classes: &'c Classes,
         caches: &'c Caches,
+        account: Account<'s>,
     ) -> Self {
         Walk {
             source,
@@ -132,7 +133,7 @@ impl<'s, 'c> Walk<'s, 'c> {
             classes,
             caches,
             next_mark: 0,
-            account: Account::new(source),
+            account,
             arena: 0,
             books: Books { reader: Reader::new(source), pieces: HashMap::new(), places: BTreeSet::new() },
             entries: Reader::new(source),
@@ -168,20 +169,25 @@ impl<'s, 'c> Walk<'s, 'c> {
     /// Goes over the entries in `run`, the first of which is of the page `page`; pages before `next` are known.
     /// Returns where the last extent ends.
     fn run(&mut self, run: Range<u64>, page: u64, mut next: u64) -> Result<u64, Fault> {
-        let mut reader = Reader::new(self.source);
         let mut at = run.start;
+        // By pages, and not in advance: what was read long ago may be of extents that are gone.
+        let mut piece = [0; PAGE as usize];
         while at < run.end {
             let len = (run.end - at).min(PAGE - at % PAGE);
-            let piece = match reader.bytes(at, len as usize) {
-                Ok(bytes) => bytes.to_vec(),
-                Err(Fault::Unmapped(_) | Fault::Swapped(_)) => Vec::new(),
+            let wanted = at..at + len;
+            let read = match self.source.read_ranges(&[wanted], &mut piece[..len as usize]) {
+                Ok(read) => read.min(len as usize),
+                Err(Fault::Unmapped(_) | Fault::Swapped(_)) => 0,
                 Err(fault) => return Err(fault),
             };
-            for (index, word) in piece.as_chunks::<8>().0.iter().enumerate() {
+            if !self.source.is_still() {
+                self.books.pieces.clear();
+            }
+            for (index, word) in piece[..read].as_chunks::<8>().0.iter().enumerate() {
                 let address = at + 8 * index as u64;
                 let page = page + (address - run.start) / 8 * PAGE;
                 if *word != [0; 8] && page >= next {
-                    next = self.entry(address, page, u64::from_le_bytes(*word))?;
+                    next = self.entry(address, page, next, u64::from_le_bytes(*word))?;
                     if self.findings.strange >= STRANGE_MOST {
                         return Ok(next);
                     }
@@ -192,13 +198,13 @@ impl<'s, 'c> Walk<'s, 'c> {
         Ok(next)
     }
 
-    /// Looks at the entry `bits` at `at`, which is of `page`. Returns where to go on.
-    fn entry(&mut self, at: u64, page: u64, mut bits: u64) -> Result<u64, Fault> {
+    /// Looks at the entry `bits` at `at`, which is of `page`; pages before `next` are known. Returns where to go on.
+    fn entry(&mut self, at: u64, page: u64, next: u64, mut bits: u64) -> Result<u64, Fault> {
         let mut tries = 0;
-        loop {
-            let looked = match self.look(page, bits) {
+        let end = loop {
+            let looked = match self.look(page, next, bits) {
                 Err(Fault::Unmapped(_)) => Looked::Nonsense("an entry of the tree leads nowhere"),
-                Err(Fault::Swapped(_)) => Looked::Disagrees,
+                Err(Fault::Swapped(_)) => Looked::Disagrees(page + PAGE),
                 looked => looked?,
             };
             match looked {
@@ -207,25 +213,38 @@ impl<'s, 'c> Walk<'s, 'c> {
                     return Ok(extent.range().end);
                 }
                 Looked::Gone => return Ok(page + PAGE),
-                Looked::Disagrees | Looked::Nonsense(_) if tries < REREADS && !self.source.is_still() => {
+                Looked::Disagrees(_) | Looked::Nonsense(_) if tries < REREADS && !self.source.is_still() => {
                     tries += 1;
                     self.findings.certainty.reread += 1;
                     self.entries.refresh();
                     self.books.forget(self.layout.entry(bits).book);
                     bits = self.entries.u64(at).unwrap_or(0);
                 }
-                Looked::Disagrees => break,
+                Looked::Disagrees(end) => break end,
                 Looked::Nonsense(what) => {
                     if self.source.is_still() {
                         self.corrupt(at, what);
                     }
-                    break;
+                    break page + PAGE;
                 }
             }
-        }
+        };
         self.findings.strange += 1;
-        self.findings.certainty.unresolved += Bytes(PAGE);
-        Ok(page + PAGE)
+        if covered(self.source, page..end, Area::is_private_anon) {
+            self.claim(page..end)?;
+            self.findings.certainty.unresolved += Bytes(end - page);
+        }
+        Ok(end)
+    }
+
+    /// `range` is jemalloc's.
+    fn claim(&mut self, range: Range<u64>) -> Result<(), Fault> {
+        self.account.mapped(range.clone())?;
+        match self.findings.claims.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => self.findings.claims.push(range),
+        }
+        Ok(())
     }
 
     fn corrupt(&mut self, address: u64, what: &str) {
@@ -234,7 +253,7 @@ impl<'s, 'c> Walk<'s, 'c> {
         }
     }
 
-    fn look(&mut self, page: u64, bits: u64) -> Result<Looked, Fault> {
+    fn look(&mut self, page: u64, next: u64, bits: u64) -> Result<Looked, Fault> {
         let entry = self.layout.entry(bits);
         if entry.book == 0 {
             return Ok(Looked::Gone);
@@ -246,15 +265,22 @@ impl<'s, 'c> Walk<'s, 'c> {
         let Some(extent) = self.layout.extent(&bytes, self.classes) else {
             return Ok(Looked::Nonsense("an extent's book makes no sense"));
         };
-        // With guarded extents 5.3.0 leaves entries behind, whose books were used again.
-        if !extent.range().contains(&page) && self.is_home(entry.book, extent.start)? {
-            return Ok(Looked::Gone);
+        let range = extent.range();
+        let ends_here = self.is_home(entry.book, range.end - PAGE)?;
+        // While the process works an extent may come after its first entry was passed.
+        let begins_here = range.start == page || self.is_home(entry.book, range.start)?;
+        if !range.contains(&page) {
+            // With guarded extents 5.3.0 leaves entries behind, whose books were used again.
+            let is_elsewhere = ends_here && begins_here;
+            return Ok(if is_elsewhere { Looked::Gone } else { Looked::Disagrees(page + PAGE) });
         }
-        let last = extent.range().end - PAGE;
-        if extent.start != page || !extent.agrees(&entry) || !self.is_home(entry.book, last)? {
-            return Ok(Looked::Disagrees);
+        if !extent.agrees(&entry) || !ends_here || !begins_here {
+            return Ok(Looked::Disagrees(page + PAGE));
         }
-        if !covered(self.source, extent.range(), |area| !area.perms.shared || area.perms.write) {
+        if range.start < next {
+            return Ok(Looked::Disagrees(range.end));
+        }
+        if !covered(self.source, range, |area| !area.perms.shared || area.perms.write) {
             return Ok(Looked::Nonsense("an extent is not mapped"));
         }
         Ok(Looked::Here(extent))
@@ -293,11 +319,7 @@ impl<'s, 'c> Walk<'s, 'c> {
     fn extent(&mut self, extent: &Extent) -> Result<(), Fault> {
         self.turn_to(extent.arena)?;
         let range = extent.range();
-        self.account.mapped(range.clone())?;
-        match self.findings.claims.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ => self.findings.claims.push(range.clone()),
-        }
+        self.claim(range.clone())?;
         self.findings.of_huge += u64::from(extent.of_huge);
         match extent.state {
             State::Active if extent.slab => self.slab(extent)?,
