@@ -12,6 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
+#[path = "jemalloc/moving.rs"]
+mod moving;
+#[path = "jemalloc/programs.rs"]
+mod programs;
+
 /// What purging may be off by: 2%, or this.
 const SLACK: Bytes = Bytes(256 << 10);
 const PAGE: u64 = 4096;
@@ -156,14 +161,25 @@ impl Shaped {
         Truth::parse(self.0.ask("truth"))
     }
 
+    fn process(&self) -> Process {
+        Process::open(&Root::live().unwrap(), self.0.pid()).unwrap()
+    }
+
     /// Its one jemalloc.
-    fn heap(&self) -> Heap {
-        let process = Process::open(&Root::live().unwrap(), self.0.pid()).unwrap();
+    fn look(&self) -> Heap {
+        let process = self.process();
         let live = Live::new(&process, true).unwrap();
         let mut heaps = jemalloc::find_with_ranges(&live).unwrap();
         assert_eq!(heaps.len(), 1, "{heaps:#?}");
-        sound(&heaps[0], &live);
         heaps.remove(0)
+    }
+
+    /// The same, of which all is known.
+    fn heap(&self) -> Heap {
+        let heap = self.look();
+        let process = self.process();
+        sound(&heap, &Live::new(&process, true).unwrap());
+        heap
     }
 
     /// Gives back all that `heap` says can be; returns how much that was.
@@ -385,32 +401,48 @@ fn every_option() {
     }
 }
 
-/// Threads that allocate, free, come and go: each walk ends with figures that add up, and sees no damage.
+/// Options that are experiments, or debugging aids: what lives and what is cached is exact all the same.
 #[test]
-fn a_process_that_works_meanwhile() {
-    for build in [Build::host(), Build::release("bullseye")].into_iter().flatten() {
-        let mut busy = Shaped::start(&build, "busy", "");
-        busy.0.ask("shape");
-        let process = Process::open(&Root::live().unwrap(), busy.0.pid()).unwrap();
-        let (mut rereads, mut most) = (0, 0.0_f64);
-        for round in 0..40 {
-            let live = Live::new(&process, false).unwrap();
-            let heaps = jemalloc::find(&live).unwrap();
-            let [heap] = heaps.as_slice() else { panic!("round {round}: {heaps:?}") };
-            adds_up(heap);
-            assert_eq!(heap.corruptions, [], "round {round}");
-            assert!(heap.figures.live > Bytes(1 << 20), "round {round}: {heap:?}");
-            rereads += heap.certainty.reread;
-            most = most.max(heap.certainty.unresolved.share_of(heap.figures.mapped));
+fn options_that_are_told_of() {
+    let Some(build) = Build::host() else { return };
+    for options in ["hpa:true", "san_guard_small:4,san_guard_large:4"] {
+        for shape in ["small", "burst", "threads", "own-arenas"] {
+            let mut shaped = Shaped::start(&build, shape, options);
+            shaped.make();
+            let heap = shaped.look();
+            adds_up(&heap);
+            let name = format!("{shape} ({options}): {:?}", heap.notes);
+            assert_eq!(heap.corruptions, [], "{name}");
+            assert!(heap.certainty.unresolved <= Bytes(4 * PAGE), "{name}");
+            assert_eq!(
+                heap.notes.iter().any(|note| note.contains("opt.hpa")),
+                options == "hpa:true",
+                "{name}"
+            );
+            let truth = shaped.truth();
+            let internal: u64 = truth.arenas.values().map(|part| part.internal).sum();
+            assert_eq!(
+                (heap.figures.live + heap.figures.cached).0 + internal,
+                truth.sums["allocated"],
+                "{name}"
+            );
         }
-        println!("{build:?}: {rereads} spots read again, at most {:.2}% unresolved", 100.0 * most);
-        rustix::process::kill_process(
-            rustix::process::Pid::from_raw(busy.0.pid() as i32).unwrap(),
-            rustix::process::Signal::STOP,
-        )
-        .unwrap();
-        let stopped = Live::new(&process, true).unwrap();
-        let heap = jemalloc::find(&stopped).unwrap().remove(0);
-        println!("{:?} {:?} {:?}", heap.notes, heap.corruptions, heap.certainty);
+    }
+}
+
+/// The profiler gives sampled small blocks an extent each, and keeps books in blocks of jemalloc's own.
+#[test]
+fn sampled_blocks_have_their_own_size() {
+    let Some(build) = Build::host() else { return };
+    for shape in ["small", "burst", "own-arenas"] {
+        let mut shaped = Shaped::start(&build, shape, "prof:true,lg_prof_sample:12");
+        let before = shaped.heap().figures.live;
+        let held = shaped.make();
+        let more = shaped.heap().figures.live - before - held;
+        let truth = shaped.truth();
+        let internal: u64 = truth.arenas.values().map(|part| part.internal).sum();
+        let cached: u64 = truth.arenas.values().map(|part| part.cached).sum();
+        assert!(truth.sums["allocated"] > held.0 + internal + cached, "{shape}: nothing was sampled");
+        assert!(more.0 <= internal, "{shape}: {more} more than {held}");
     }
 }

@@ -19,6 +19,8 @@
 int mallctl(const char *name, void *old, size_t *old_size, void *new, size_t new_size) __attribute__((weak));
 void *mallocx(size_t size, int flags) __attribute__((weak));
 void dallocx(void *block, int flags) __attribute__((weak));
+void *__libc_malloc(size_t size) __attribute__((weak));
+void __libc_free(void *block) __attribute__((weak));
 
 #define ALL 4096 /* MALLCTL_ARENAS_ALL */
 #define BLOCKS (1 << 20)
@@ -192,6 +194,23 @@ static void zeroes(void)
     }
 }
 
+static void tiny(void)
+{
+    for (int i = 0; i < 300; i++) take(some_size());
+    for (int i = 0; i < 300; i += 2) drop(i);
+}
+
+/* Two allocators at once: the C library's own has a hundred blocks of 5,000 bytes, and holes. */
+static void both(void)
+{
+    void *own[200];
+    for (int i = 0; i < 200; i++) {
+        own[i] = __libc_malloc(5000);
+        take(5000 + i);
+    }
+    for (int i = 0; i < 200; i += 2) __libc_free(own[i]), drop(i);
+}
+
 static pthread_barrier_t at_end;
 static pthread_mutex_t for_ever = PTHREAD_MUTEX_INITIALIZER;
 
@@ -288,7 +307,8 @@ static const struct {
 } shapes[] = {
     {"fresh", fresh},           {"small", small},       {"large", large},
     {"of-one-size", of_one_size}, {"aligned", aligned},   {"reallocated", reallocated},
-    {"burst", burst},           {"purged", purged},     {"muzzy", muzzy},
+    {"burst", burst},           {"purged", purged},     {"muzzy", muzzy},       {"tiny", tiny},
+    {"both", both},
     {"zeroes", zeroes},
     {"threads", threads},       {"ended-threads", ended_threads},
     {"own-arenas", own_arenas}, {"busy", busy},
