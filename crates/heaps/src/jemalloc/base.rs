@@ -1,5 +1,5 @@
 //! The memory for jemalloc's own books: blocks of whole huge pages, each beginning with its size, the next block of the
-//! same arena, and an extent that tells what of it is not used yet (base.c, 5.1 to 5.3).
+//! same arena, and an extent that tells what of it is not used yet (base.c, 5.2 and 5.3).
 //!
 //! Blocks are not in the tree of extents. They are reached from the pointers in the program's data (to arenas), and
 //! from whatever else is known to lie in one. Invariant: a block is one only if its extent ends where it does.

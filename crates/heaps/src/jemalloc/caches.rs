@@ -2,7 +2,7 @@
 //!
 //! A cache lies in its thread's local storage, which is not known from outside, but its arena keeps a ring of all that
 //! use it (`tcache_ql`, where statistics are compiled in, as they are unless disabled). Read in tcache_structs.h and
-//! cache_bin.h of 5.1.0, 5.2.1 and 5.3.0. Invariant: a cache is one only if it points to its own bins and to its arena,
+//! cache_bin.h of 5.2.1, 5.3.0 and 5.3.1. Invariant: a cache is one only if it points to its own bins and to its arena,
 //! in whose books it was found; what it holds counts only where the walk finds a block in use at that very address.
 
 use super::base::Bases;
@@ -21,8 +21,11 @@ pub(super) const MARKS_MOST: usize = 1 << 20;
 /// The most blocks in one bin: its bounds are told by 16 bits of an address.
 const BIN_MOST: u64 = 8191;
 /// Before and behind the stacks of a cache's bins (cache_bin.h, 5.3).
-const TRAILING: u64 = 0xa7a7_a7a7_a7a7_a7a7;
 const PRECEDING: u64 = 0x7a7a_7a7a_7a7a_7a7a;
+/// Of 5.3.0 and of 5.3.1.
+const TRAILING: [u64; 2] = [0xa7a7_a7a7_a7a7_a7a7, PRECEDING + 1];
+/// More than the slow part of a cache has: 48 bytes, and 3 or 4 for each of up to 39 small classes.
+const SLOW_MOST: u64 = 512;
 /// Bytes of a bin, in every release.
 const BIN: u64 = 24;
 
@@ -58,33 +61,27 @@ struct Offsets {
 
 #[derive(Debug, Clone, Copy)]
 enum Shape {
-    /// 5.1 and 5.2: bins of small and of large blocks in the cache itself; each counts what it holds.
+    /// 5.2: bins of small and of large blocks in the cache itself; each counts what it holds.
     Old { small: u64, large: u64 },
-    /// 5.3: stacks that end where the next begins, and pointers to them and to the bins.
-    New { stacks: u64, cache: u64 },
+    /// 5.3: stacks that end where the next begins, and pointers to them and to the bins one after the other, where
+    /// settings end.
+    New,
 }
 
 impl Offsets {
-    fn of(layout: Layout, classes: &Classes) -> Vec<Offsets> {
+    fn of(layout: Layout, classes: &Classes) -> Offsets {
         let bins = classes.bins();
         match layout {
-            Layout::New => {
-                // Three bytes of settings for each small class behind the 32-bit index of the next bin to collect.
-                let stacks = (52 + 3 * bins).next_multiple_of(8);
-                let shape = Shape::New { stacks, cache: stacks + 8 };
-                vec![Offsets { link: 0, bins: 32, arena: 40, shape }]
+            Layout::New => Offsets { link: 0, bins: 32, arena: 40, shape: Shape::New },
+            Layout::Old => {
+                let link = 16 + BIN * bins;
+                // Behind two links and a flag.
+                let descriptor = link + 40;
+                let arena = descriptor + 32;
+                let large = (arena + 12 + bins).next_multiple_of(8);
+                let shape = Shape::Old { small: 16, large };
+                Offsets { link, bins: descriptor + 16, arena, shape }
             }
-            // 5.2 put a link and a flag between the link and the descriptor.
-            Layout::Old => [40, 16]
-                .map(|between| {
-                    let link = 16 + BIN * bins;
-                    let descriptor = link + between;
-                    let arena = descriptor + 32;
-                    let large = (arena + 12 + bins).next_multiple_of(8);
-                    let shape = Shape::Old { small: 16, large };
-                    Offsets { link, bins: descriptor + 16, arena, shape }
-                })
-                .to_vec(),
         }
     }
 }
@@ -111,9 +108,7 @@ pub(super) fn find(
             };
             let leads = word != 0 && word.is_multiple_of(8) && !block.range().contains(&word);
             if leads && !look.seen.contains(&word) && is_writable(source, word) {
-                for offsets in &offsets {
-                    look.ring(offsets, word, &run)?;
-                }
+                look.ring(&offsets, word, &run)?;
             }
         }
     }
@@ -158,7 +153,7 @@ impl Look<'_, '_> {
             self.found.count += 1;
             match offsets.shape {
                 Shape::Old { small, large } => self.old_bins(cache, small, large)?,
-                Shape::New { stacks, cache: bins } => self.new_bins(cache, stacks, bins)?,
+                Shape::New => self.new_bins(cache)?,
             }
             let Some(next) = word(&mut self.caches, cache.wrapping_add(offsets.link))? else { return Ok(()) };
             cache = next;
@@ -193,17 +188,28 @@ impl Look<'_, '_> {
         Ok(())
     }
 
-    fn new_bins(&mut self, slow: u64, stacks: u64, bins: u64) -> Result<(), Fault> {
-        let (Some(stacks), Some(cache)) = (
-            word(&mut self.caches, slow.wrapping_add(stacks))?,
-            word(&mut self.caches, slow.wrapping_add(bins))?,
-        ) else {
-            return Ok(());
-        };
+    /// Where the stacks and the bins of the cache whose slow part is at `slow` are.
+    fn stacks_and_bins(&mut self, slow: u64) -> Result<Option<(u64, u64)>, Fault> {
+        let bins = word(&mut self.caches, slow.wrapping_add(32))?.unwrap_or(0).wrapping_sub(8);
+        let mut stacks = 0;
+        for at in (48..SLOW_MOST).step_by(8) {
+            let Some(word_at) = word(&mut self.caches, slow.wrapping_add(at))? else { break };
+            if word_at == bins {
+                let agree = word(&mut self.stacks, stacks)? == Some(PRECEDING)
+                    && word(&mut self.caches, bins)? == Some(slow);
+                return Ok(agree.then_some((stacks, bins)));
+            }
+            stacks = word_at;
+        }
+        Ok(None)
+    }
+
+    fn new_bins(&mut self, slow: u64) -> Result<(), Fault> {
+        let Some((stacks, cache)) = self.stacks_and_bins(slow)? else { return Ok(()) };
         self.own(stacks);
         let mut low = stacks.wrapping_add(8);
         for class in 0..self.classes.count() {
-            if word(&mut self.stacks, low)?.is_none_or(|word| word == TRAILING) {
+            if word(&mut self.stacks, low)?.is_none_or(|word| TRAILING.contains(&word)) {
                 break;
             }
             let at = cache.wrapping_add(8 + BIN * class);
@@ -213,6 +219,10 @@ impl Look<'_, '_> {
                 break;
             };
             let (full, empty) = (marks >> 16 & 0xffff, marks >> 32 & 0xffff);
+            // Since 5.3.1 a class may have no stack.
+            if full == empty && head & 0xffff == empty {
+                continue;
+            }
             let end = head.wrapping_add(empty.wrapping_sub(head) & 0xffff);
             let stashed = low.wrapping_add(full.wrapping_sub(low) & 0xffff);
             let in_order = low <= stashed && stashed <= head && head <= end && end - low <= 8 * BIN_MOST;
@@ -251,28 +261,18 @@ impl Look<'_, '_> {
         if !cache.is_multiple_of(8) || !is_writable(self.caches.source(), cache) {
             return Ok(false);
         }
-        let mut word = |at: u64| word(&mut self.caches, at);
-        let (bins, arena) =
-            (word(cache.wrapping_add(offsets.bins))?, word(cache.wrapping_add(offsets.arena))?);
+        let bins = word(&mut self.caches, cache.wrapping_add(offsets.bins))?;
+        let arena = word(&mut self.caches, cache.wrapping_add(offsets.arena))?;
         let (Some(bins), Some(arena)) = (bins, arena) else { return Ok(false) };
         if !books.contains(&arena) {
             return Ok(false);
         }
         Ok(match offsets.shape {
             Shape::Old { small, large } => {
-                let large_at = word(cache.wrapping_add(offsets.bins + 8))?;
+                let large_at = word(&mut self.caches, cache.wrapping_add(offsets.bins + 8))?;
                 bins == cache.wrapping_add(small) && large_at == Some(cache.wrapping_add(large))
             }
-            Shape::New { stacks, cache: own } => {
-                match (word(cache.wrapping_add(own))?, word(cache.wrapping_add(stacks))?) {
-                    (Some(own), Some(stacks)) => {
-                        bins == own.wrapping_add(8)
-                            && word(own)? == Some(cache)
-                            && word(stacks)? == Some(PRECEDING)
-                    }
-                    _ => false,
-                }
-            }
+            Shape::New => self.stacks_and_bins(cache)?.is_some(),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! How jemalloc 5 lays out its books: the tree of extents, an extent, the size classes.
 //!
-//! Read in include/jemalloc/internal/{rtree,extent_structs,edata,sc,bin_info}.h of 5.1.0, 5.2.1, 5.3.0 and 5.3.1, for
+//! Read in include/jemalloc/internal/{rtree,extent_structs,edata,sc,bin_info}.h of 5.2.1, 5.3.0 and 5.3.1, for
 //! 48-bit addresses and 4 KiB pages (Debian's amd64 builds, Redis's own, tikv-jemallocator's). Invariant: an
 //! [`Extent`] covers whole pages below 2^47 and has an existing state and size class, whatever was in memory.
 
@@ -35,7 +35,7 @@ const NO_ARENA: u32 = 0xfff;
 /// Which release's bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// 5.1 and 5.2.
+    /// 5.2.
     Old,
     /// 5.3: a state of three bits, which the tree's entries repeat.
     New,
@@ -94,7 +94,7 @@ impl Layout {
     /// Its releases.
     pub(super) fn version(self) -> &'static str {
         match self {
-            Layout::Old => "5.1-5.2",
+            Layout::Old => "5.2",
             Layout::New => "5.3",
         }
     }

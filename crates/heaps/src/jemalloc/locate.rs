@@ -42,6 +42,16 @@ pub(super) struct Jemalloc {
     pub(super) version: Option<String>,
 }
 
+impl Jemalloc {
+    /// Whether large blocks have no classes: so it is from 5.3.1 on, unless opt.disable_large_size_classes says no, and
+    /// then it makes no difference.
+    pub(super) fn by_pages(&self) -> bool {
+        let numbers =
+            self.version.iter().flat_map(|version| version.split('.')).map(|part| part.parse::<u32>());
+        numbers.map(Result::ok).collect::<Option<Vec<_>>>().is_some_and(|numbers| numbers >= vec![5, 3, 1])
+    }
+}
+
 /// Its tree of extents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tree {

@@ -1,21 +1,25 @@
-//! jemalloc 5.1 to 5.3 with 48-bit addresses and 4 KiB pages, as Debian ships it for amd64, as Redis brings it and as
+//! jemalloc 5.2 and 5.3 with 48-bit addresses and 4 KiB pages, as Debian ships it for amd64, as Redis brings it and as
 //! Rust programs link it: every extent, and what thread caches hold.
 //!
 //! The way through: [`locate`] finds the table of size classes and the tree of extents in a file's data, [`base`] the
 //! memory for jemalloc's own books, [`caches`] the thread caches, and [`walk`] goes over the extents.
 //!
 //! `free` is regions of slabs that are free, and extents that are dirty or muzzy. `returnable_by_trim` is what
-//! mallctl("arena.4096.purge") gives back: the resident pages of the latter. Retained extents are address space that
-//! was given back and kept; they are in `unused`, as are the ends of slabs and the page beside a large block that lets
-//! its start vary. jemalloc keeps no link in free memory.
+//! mallctl("arena.4096.purge") gives back: the resident pages of the latter. malloc_trim does nothing to jemalloc, and
+//! jemalloc itself never gives back a page of a slab in which anything lives: such pages are in `returnable`, because
+//! madvise could (jemalloc keeps no link in free memory). Retained extents are address space that was given back and
+//! kept; they are in `unused`, as are the ends of slabs and the page beside a large block that lets its start vary.
 //!
-//! `cached` is what lies in thread caches. Where those cannot be recognised (builds without statistics, 5.3.1 and
-//! later), what they hold counts as live, and a note says so.
+//! `cached` is what lies in thread caches. Where those cannot be recognised (builds without statistics, as Rust's are
+//! unless asked for), what they hold counts as live, and a note says so.
 //!
 //! Not recognised: addresses of 57 bits, larger pages (Debian's arm64 build has 64 KiB), more than 512 regions to a
-//! slab; jemalloc 4 and before. With `opt.hpa` the free parts of huge pages are not seen, and a note says so.
+//! slab; jemalloc 5.1 and before, whose table of classes is constant data. With `opt.hpa` the free parts of huge pages
+//! are not seen, and a note says so; nor are the guard pages of `opt.san_guard_*`. What jemalloc allocates for itself as
+//! programs do counts as live: its profiler's books, and in 5.2 a few bytes for each thread.
 //!
-//! Invariants: figures add up to what is mapped; nothing is called jemalloc's on one witness.
+//! Invariants: figures add up to what is mapped; no byte is called jemalloc's on one witness: its page leads to a book
+//! that leads back, in a tree that several such pages bear out, in data that has the table of size classes too.
 
 mod base;
 mod caches;
@@ -33,6 +37,7 @@ use caches::Caches;
 use ebbtide_observe::Bytes;
 use locate::Jemalloc;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use walk::{Findings, Walk};
 
 /// How often a running process is looked at again.
@@ -78,7 +83,7 @@ fn heap(source: &dyn MemorySource, jemalloc: &Jemalloc, ranges: bool) -> Result<
     heap.version = jemalloc.version.clone();
     let Some(tree) = jemalloc.tree else {
         heap.notes.push(
-            "its size classes are here, but no tree of extents as jemalloc 5.1 to 5.3 has it with 48-bit addresses and \
+            "its size classes are here, but no tree of extents as jemalloc 5.2 and 5.3 have it with 48-bit addresses and \
              4 KiB pages, or nothing was taken from it yet: nothing was counted"
                 .to_owned(),
         );
@@ -88,7 +93,7 @@ fn heap(source: &dyn MemorySource, jemalloc: &Jemalloc, ranges: bool) -> Result<
     let mut bases = bases(source, jemalloc)?;
     let caches = caches::find(source, tree.layout, &jemalloc.classes, &bases)?;
     let account = if ranges { Account::new(source).with_ranges() } else { Account::new(source) };
-    let mut walk = Walk::new(source, tree.layout, &jemalloc.classes, &caches, account);
+    let mut walk = Walk::new(source, tree.layout, &jemalloc.classes, &caches, account, jemalloc.by_pages());
     walk.tree(tree)?;
     heap.returnable_ranges = walk.account.take_ranges()?;
     let mut reader = Reader::new(source);
@@ -97,10 +102,17 @@ fn heap(source: &dyn MemorySource, jemalloc: &Jemalloc, ranges: bool) -> Result<
     }
     let numbers: BTreeMap<u32, u64> =
         bases.arenas().map(|(number, block)| (number, Bases::address(block))).collect();
+    let mut blocks: Vec<Range<u64>> = Vec::new();
     for block in bases.blocks() {
+        let range = block.range();
+        let is_taken = blocks.last().is_some_and(|last| last.end > range.start);
+        if is_taken || walk.has_claimed(&range) {
+            continue;
+        }
         walk.turn_to(block.arena.unwrap_or(0))?;
-        walk.account.mapped(block.range())?;
+        walk.account.mapped(range.clone())?;
         walk.account.metadata(block.unused - block.start);
+        blocks.push(range);
     }
     let (findings, histogram) = walk.close()?;
     heap.histogram = histogram;
@@ -114,8 +126,7 @@ fn heap(source: &dyn MemorySource, jemalloc: &Jemalloc, ranges: bool) -> Result<
     heap.certainty = findings.certainty;
     heap.certainty.still = source.is_still();
     heap.corruptions = findings.corruptions;
-    heap.claims =
-        merged(findings.claims.into_iter().chain(bases.blocks().map(|block| block.range())).collect());
+    heap.claims = merged(findings.claims.into_iter().chain(blocks).collect());
     Ok(heap)
 }
 
@@ -135,7 +146,8 @@ fn bases(source: &dyn MemorySource, jemalloc: &Jemalloc) -> Result<Bases, Fault>
 fn notes(heap: &mut Heap, findings: &Findings, caches: &Caches) {
     let Findings { dirty, muzzy, retained, strange, swapped, of_huge, .. } = findings;
     heap.notes.push(format!(
-        "{dirty} of its extents are dirty and {muzzy} muzzy; it keeps {retained} of address space that it gave back"
+        "{dirty} of its extents are dirty and {muzzy} muzzy: mallctl(\"arena.4096.purge\") gives back what of them is \
+         resident, malloc_trim nothing; {retained} of address space was given back and is kept"
     ));
     match (caches.count, caches.is_cut) {
         (0, _) => {

@@ -59,6 +59,8 @@ pub(super) struct Walk<'s, 'c> {
     /// The first mark that lies at or behind what was walked.
     next_mark: usize,
     pub(super) account: Account<'s>,
+    /// Whether large blocks have the size of their pages.
+    by_pages: bool,
     arena: u32,
     books: Books<'s>,
     /// Reads entries of last pages, and entries again.
@@ -126,6 +128,7 @@ impl<'s, 'c> Walk<'s, 'c> {
         classes: &'c Classes,
         caches: &'c Caches,
         account: Account<'s>,
+        by_pages: bool,
     ) -> Self {
         Walk {
             source,
@@ -134,6 +137,7 @@ impl<'s, 'c> Walk<'s, 'c> {
             caches,
             next_mark: 0,
             account,
+            by_pages,
             arena: 0,
             books: Books { reader: Reader::new(source), pieces: HashMap::new(), places: BTreeSet::new() },
             entries: Reader::new(source),
@@ -293,6 +297,13 @@ impl<'s, 'c> Walk<'s, 'c> {
         Ok(self.layout.entry(bits).book == book)
     }
 
+    /// Whether any of `range` is an extent's.
+    pub(super) fn has_claimed(&self, range: &Range<u64>) -> bool {
+        let claims = &self.findings.claims;
+        let next = claims.get(claims.partition_point(|claim| claim.end <= range.start));
+        next.is_some_and(|claim| claim.start < range.end)
+    }
+
     /// Where leaves and books of extents are: somewhere in each block of jemalloc's own memory that they are in.
     pub(super) fn places(&self) -> Vec<u64> {
         self.leaves.values().chain(&self.books.places).copied().collect()
@@ -396,8 +407,12 @@ impl<'s, 'c> Walk<'s, 'c> {
     }
 
     fn large(&mut self, extent: &Extent) {
-        // A sampled small block has an extent to itself, and the class of its size.
-        let size = self.classes.size(extent.class).unwrap_or(extent.size).min(extent.size);
+        // A sampled small block has an extent to itself, and the class of its size. Since 5.3.1 a large block has
+        // whole pages, as many as were asked for, and not those of its class.
+        let class = self.classes.size(extent.class).unwrap_or(extent.size).min(extent.size);
+        let is_large = extent.class >= self.classes.bins();
+        let size =
+            if is_large && self.by_pages { class.min(extent.size.saturating_sub(LARGE_PAD)) } else { class };
         match self.large_mark(extent) {
             Some(Mark::Cached(_)) => self.account.cached(size),
             Some(Mark::Own) => self.account.metadata(size),

@@ -135,7 +135,7 @@ fn disjoint(look: &Look) {
 #[test]
 fn two_allocators_at_once() {
     let Some(build) = Build::host() else { return };
-    for options in ["", "dss:primary", "dss:primary,retain:false"] {
+    for options in ["", "dss:primary"] {
         let mut shaped = Shaped::start(&build, "both", options);
         let before = shaped.heap().figures.live;
         let held = shaped.make();
