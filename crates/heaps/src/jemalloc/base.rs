@@ -112,7 +112,7 @@ impl Bases {
         if arena.is_some() {
             for word in 0..BASE_WORDS {
                 let newest = reader.u64(oldest.start + BASE + 8 * word).unwrap_or(0);
-                if newest == 0 || newest % HUGE != 0 || newest == oldest.start {
+                if newest == 0 || !newest.is_multiple_of(HUGE) || newest == oldest.start {
                     continue;
                 }
                 let Some(newest) = read(reader, newest)? else { continue };

@@ -80,7 +80,7 @@ fn rooms(areas: &[Area]) -> impl Iterator<Item = (&Area, Range<u64>)> {
         let follows = rest.is_private_anon() && rest.range.start == file.range.end;
         // The root's first bytes may be on the last page of the file.
         let has_room = rest.size().0 >= NODE - PAGE;
-        (is_data && follows && has_room).then(|| (file, file.range.start..rest.range.end))
+        (is_data && follows && has_room).then_some((file, file.range.start..rest.range.end))
     })
 }
 
