@@ -144,12 +144,20 @@ impl Truth {
 
 impl Shaped {
     fn start(build: &Build, shape: &str, conf: &str) -> Shaped {
-        let mut command = Command::new(build.program());
-        command.arg(shape).env("MALLOC_CONF", conf);
+        let program = build.program();
+        let mut command = Command::new(&program);
         if let Build::Preloaded(library) = build {
-            command.env("LD_PRELOAD", library);
+            let loader = library.with_file_name("ld-linux-x86-64.so.2");
+            if library.starts_with("/usr") || !loader.exists() {
+                command.env("LD_PRELOAD", library);
+            } else {
+                // It needs a newer C library than this host's, and has it beside it.
+                command = Command::new(&loader);
+                command.arg("--library-path").arg(loader.parent().unwrap());
+                command.arg("--preload").arg(library).arg(&program);
+            }
         }
-        Shaped(Child::spawn(&mut command))
+        Shaped(Child::spawn(command.arg(shape).env("MALLOC_CONF", conf)))
     }
 
     /// Makes the shape; how many bytes of blocks the program holds.
