@@ -1,7 +1,7 @@
 //! How jemalloc 5 lays out its books: the tree of extents, an extent, the size classes.
 //!
 //! Read in include/jemalloc/internal/{rtree,extent_structs,edata,sc,bin_info}.h of 5.2.1, 5.3.0 and 5.3.1, for
-//! 48-bit addresses and 4 KiB pages (Debian's amd64 builds, Redis's own, tikv-jemallocator's). Invariant: an
+//! 4 KiB pages (Debian's amd64 builds, Redis's own, tikv-jemallocator's). Invariant: an
 //! [`Extent`] covers whole pages below 2^47 and has an existing state and size class, whatever was in memory.
 
 use crate::source::Fault;
@@ -9,12 +9,6 @@ use std::ops::Range;
 
 /// jemalloc's page.
 pub(super) const PAGE: u64 = 4096;
-/// Entries of the tree's root and of each of its leaves: 36 significant bits of an address, divided by two levels.
-pub(super) const FANOUT: u64 = 1 << 18;
-/// Bytes of the root and of a leaf.
-pub(super) const NODE: u64 = FANOUT * 8;
-/// Addresses that a leaf covers.
-pub(super) const LEAF_COVERS: u64 = FANOUT * PAGE;
 /// User space ends below.
 pub(super) const END: u64 = 1 << 47;
 /// Bytes of an extent's book.

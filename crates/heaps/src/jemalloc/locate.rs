@@ -5,7 +5,8 @@
 //! entry tells its address, from which it follows at which entry of which leaf it must be, and where the root must
 //! begin; several must agree, and its size class must be the entry's.
 
-use super::layout::{Classes, END, EXTENT_BYTES, LEAF_COVERS, Layout, NODE, PAGE};
+use super::layout::{Classes, END, EXTENT_BYTES, Layout, PAGE};
+use super::tree::{Shape, Tree, children};
 use crate::reader::Reader;
 use crate::residency::Residency;
 use crate::source::{Area, Fault, MemorySource, PageState, covered};
@@ -21,6 +22,8 @@ const PROBES_MOST: usize = 1 << 14;
 const ENTRIES_MOST: usize = 4096;
 /// Words that a page of the root has at most, as a rule: as many GiB.
 const FEW: usize = 32;
+/// Leaves below an inner node that are looked at.
+const CHILDREN_MOST: usize = 64;
 /// What is read of leaves in all.
 const LEAVES_MOST: u64 = 256 << 20;
 /// Extents that must agree on one root.
@@ -52,13 +55,6 @@ impl Jemalloc {
     }
 }
 
-/// Its tree of extents.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tree {
-    pub(super) layout: Layout,
-    pub(super) root: u64,
-}
-
 /// Whether there is a program or library that has room for a tree.
 pub(super) fn may_be(source: &dyn MemorySource) -> bool {
     rooms(source.areas()).next().is_some()
@@ -79,7 +75,7 @@ fn rooms(areas: &[Area]) -> impl Iterator<Item = (&Area, Range<u64>)> {
         let is_data = file.inode != 0 && file.perms.read && file.perms.write && !file.perms.shared;
         let follows = rest.is_private_anon() && rest.range.start == file.range.end;
         // The root's first bytes may be on the last page of the file.
-        let has_room = rest.size().0 >= NODE - PAGE;
+        let has_room = rest.size().0 >= Shape::Wide.node() - PAGE;
         (is_data && follows && has_room).then_some((file, file.range.start..rest.range.end))
     })
 }
@@ -95,7 +91,13 @@ fn look(source: &dyn MemorySource, file: &Area, range: Range<u64>) -> Result<Opt
     })?;
     let mut reader = Reader::new(source);
     let Some(classes) = classes(&mut reader, &data)? else { return Ok(None) };
-    let tree = tree(&mut reader, &classes, &data, &range)?;
+    let mut tree = None;
+    for shape in Shape::ALL {
+        tree = match tree {
+            None => self::tree(&mut reader, &classes, &data, &range, shape)?,
+            found => found,
+        };
+    }
     let version = version(source, file);
     Ok(Some(Jemalloc { data, classes, tree, version }))
 }
@@ -150,23 +152,26 @@ fn classes(reader: &mut Reader<'_>, data: &[Range<u64>]) -> Result<Option<Classe
     })
 }
 
-/// The tree whose root is in `range`.
+/// The tree of `shape` whose root is in `range`.
 fn tree(
     reader: &mut Reader<'_>,
     classes: &Classes,
     data: &[Range<u64>],
     range: &Range<u64>,
+    shape: Shape,
 ) -> Result<Option<Tree>, Fault> {
     let source = reader.source();
     let mut probes = Probes {
         source,
         classes,
+        shape,
+        range,
         votes: BTreeMap::new(),
         seen: BTreeSet::new(),
         left: LEAVES_MOST,
         books: Reader::new(source),
     };
-    // A leaf for each GiB: few of the root's words are set. The program's own tables are full of pointers.
+    // A pointer for each GiB or more: few of the root's words are set. The program's own tables are full of pointers.
     for is_full in [false, true] {
         let found = pages(reader, data, |at, words| {
             if is_full != (words.iter().filter(|word| **word != [0; 8]).count() > FEW) {
@@ -175,7 +180,7 @@ fn tree(
             for (at, word) in (at..).step_by(8).zip(words.iter().map(|word| u64::from_le_bytes(*word))) {
                 let aligned = word != 0 && word.is_multiple_of(64) && word < END;
                 let is_new = aligned && probes.seen.len() < PROBES_MOST && probes.seen.insert(word);
-                if is_new && probes.look(at, word, range)?.is_some() {
+                if is_new && probes.node(at, word)? {
                     return Ok(Some(()));
                 }
             }
@@ -187,13 +192,16 @@ fn tree(
     }
     let best = probes.votes.iter().max_by_key(|(_, votes)| **votes);
     let best = best.filter(|(_, votes)| **votes >= AGREE_LEAST);
-    Ok(best.map(|(&(is_new, root), _)| Tree { layout: Layout::ALL[usize::from(is_new)], root }))
+    Ok(best.map(|(&(is_new, root), _)| Tree { layout: Layout::ALL[usize::from(is_new)], shape, root }))
 }
 
-/// Leaves that might be, and which roots they speak for.
+/// Nodes that might be, and which roots they speak for.
 struct Probes<'s, 'c> {
     source: &'s dyn MemorySource,
     classes: &'c Classes,
+    shape: Shape,
+    /// Where the root may be.
+    range: &'c Range<u64>,
     /// By layout and address of the root: extents that say so.
     votes: BTreeMap<(bool, u64), u64>,
     seen: BTreeSet<u64>,
@@ -203,64 +211,89 @@ struct Probes<'s, 'c> {
 }
 
 impl Probes<'_, '_> {
-    /// Looks at `leaf`, to which the word at `at` points. Stops where a root has votes enough.
-    fn look(&mut self, at: u64, leaf: u64, range: &Range<u64>) -> Result<Option<()>, Fault> {
-        if !covered(self.source, leaf..leaf + NODE, Area::is_private_anon) {
-            return Ok(None);
+    /// Looks at `node`, to which the word at `at` points. Whether a root has votes enough.
+    fn node(&mut self, at: u64, node: u64) -> Result<bool, Fault> {
+        let size = if self.shape == Shape::Wide { self.shape.node() } else { self.shape.leaf() };
+        if self.left < size || !covered(self.source, node..node + size, Area::is_private_anon) {
+            return Ok(false);
         }
-        let (mut runs, mut reader) = (Vec::new(), Reader::new(self.source));
-        Residency::new(self.source).each(leaf..leaf + NODE, |run, state| {
+        let mut leaves = vec![(0, node)];
+        if self.shape == Shape::Wide {
+            leaves.clear();
+            self.left -= size;
+            children(self.source, self.shape, node, self.shape.leaf(), &mut |number, leaf| {
+                if leaves.len() < CHILDREN_MOST {
+                    leaves.push((number, leaf));
+                }
+            })?;
+        }
+        for (number, leaf) in leaves {
+            if self.leaf(at, number, leaf)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Looks at `leaf`, which is the child `number` of what the word at `at` points to, or that itself.
+    fn leaf(&mut self, at: u64, number: u64, leaf: u64) -> Result<bool, Fault> {
+        let mut runs = Vec::new();
+        Residency::new(self.source).each(leaf..leaf + self.shape.leaf(), |run, state| {
             let size = run.end - run.start;
             if state == PageState::Present && size <= self.left {
                 self.left -= size;
                 runs.push(run);
             }
         })?;
-        let mut entries = 0;
-        // The last piece may end behind the leaf.
-        words(&mut reader, &runs, |entry_at, bits| {
-            let within = Layout::leads(bits) && (leaf..leaf + NODE).contains(&entry_at);
-            if !within {
-                return Ok(None);
+        let (mut entries, mut reader) = (0, Reader::new(self.source));
+        let size = self.shape.entry() as usize;
+        for entry_at in runs.into_iter().flat_map(|run| run.step_by(size)) {
+            let bytes = match reader.bytes(entry_at, size) {
+                Ok(bytes) => bytes,
+                Err(Fault::Unmapped(_) | Fault::Swapped(_)) => continue,
+                Err(fault) => return Err(fault),
+            };
+            let packed = Layout::ALL.map(|layout| (layout, self.shape.packed(layout, bytes)));
+            if !packed.iter().any(|(_, bits)| Layout::leads(*bits)) {
+                continue;
             }
-            entries += 1;
-            for layout in Layout::ALL {
-                let root = root_by(&mut self.books, self.classes, layout, at, (entry_at - leaf) / 8, bits)?;
-                let in_data = |root: &u64| *root >= range.start && root.saturating_add(NODE) <= range.end;
+            let index = number * self.shape.fanout() + (entry_at - leaf) / self.shape.entry();
+            for (layout, bits) in packed {
+                let root = self.root_by(layout, at, index, bits)?;
+                let (range, node) = (self.range, self.shape.node());
+                let in_data = |root: &u64| *root >= range.start && root.saturating_add(node) <= range.end;
                 if let Some(root) = root.filter(in_data) {
                     *self.votes.entry((layout == Layout::New, root)).or_default() += 1;
                 }
             }
-            Ok((entries == ENTRIES_MOST).then_some(()))
-        })?;
-        Ok(self.votes.values().any(|votes| *votes >= AGREE_MOST).then_some(()))
+            entries += 1;
+            if entries == ENTRIES_MOST {
+                break;
+            }
+        }
+        Ok(self.votes.values().any(|votes| *votes >= AGREE_MOST))
     }
-}
 
-/// Where the root begins if the word at `at` in it leads to a leaf whose entry `index` is `bits`.
-fn root_by(
-    books: &mut Reader<'_>,
-    classes: &Classes,
-    layout: Layout,
-    at: u64,
-    index: u64,
-    bits: u64,
-) -> Result<Option<u64>, Fault> {
-    let (entry, source) = (layout.entry(bits), books.source());
-    if entry.book == 0 || !source.area_at(entry.book).is_some_and(Area::is_private_anon) {
-        return Ok(None);
+    /// Where the root begins if the word at `at` in it leads to the leaf that has the entry `bits`, which is the
+    /// `index`th below that word.
+    fn root_by(&mut self, layout: Layout, at: u64, index: u64, bits: u64) -> Result<Option<u64>, Fault> {
+        let entry = layout.entry(bits);
+        if entry.book == 0 || !self.source.area_at(entry.book).is_some_and(Area::is_private_anon) {
+            return Ok(None);
+        }
+        let extent = match self.books.array::<EXTENT_BYTES>(entry.book) {
+            Ok(bytes) => layout.extent(&bytes, self.classes),
+            Err(Fault::Unmapped(_) | Fault::Swapped(_)) => None,
+            Err(fault) => return Err(fault),
+        };
+        let covers = self.shape.root_covers();
+        let at_home = extent.filter(|extent| {
+            extent.agrees(&entry)
+                && extent.start % covers / PAGE == index
+                && self.source.area_at(extent.start).is_some()
+        });
+        Ok(at_home.and_then(|extent| at.checked_sub(8 * (extent.start / covers))))
     }
-    let extent = match books.array::<EXTENT_BYTES>(entry.book) {
-        Ok(bytes) => layout.extent(&bytes, classes),
-        Err(Fault::Unmapped(_) | Fault::Swapped(_)) => None,
-        Err(fault) => return Err(fault),
-    };
-    let at_home = extent.filter(|extent| {
-        extent.agrees(&entry)
-            && extent.start % LEAF_COVERS / PAGE == index
-            && source.area_at(extent.start).is_some()
-    });
-    Ok(at_home.and_then(|extent| at.checked_sub(8 * (extent.start / LEAF_COVERS))))
 }
 
 /// What the file says it is: "5.3.0-0-g54eaed1d8b56" and the like, told by mallctl("version").

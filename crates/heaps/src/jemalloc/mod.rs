@@ -25,6 +25,7 @@ mod base;
 mod caches;
 mod layout;
 mod locate;
+mod tree;
 mod walk;
 
 use crate::account::Account;
@@ -93,8 +94,8 @@ fn heap(source: &dyn MemorySource, jemalloc: &Jemalloc, ranges: bool) -> Result<
     let mut bases = bases(source, jemalloc)?;
     let caches = caches::find(source, tree.layout, &jemalloc.classes, &bases)?;
     let account = if ranges { Account::new(source).with_ranges() } else { Account::new(source) };
-    let mut walk = Walk::new(source, tree.layout, &jemalloc.classes, &caches, account, jemalloc.by_pages());
-    walk.tree(tree)?;
+    let mut walk = Walk::new(source, tree, &jemalloc.classes, &caches, account, jemalloc.by_pages());
+    walk.all()?;
     heap.returnable_ranges = walk.account.take_ranges()?;
     let mut reader = Reader::new(source);
     for place in walk.places() {

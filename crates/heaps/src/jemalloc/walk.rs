@@ -5,17 +5,15 @@
 //! and the walk goes on behind it. Every entry is looked at once, so the walk ends whatever the tree says.
 
 use super::caches::{Caches, Mark};
-use super::layout::{
-    Classes, END, EXTENT_BYTES, Extent, FANOUT, LARGE_PAD, LEAF_COVERS, Layout, NODE, PAGE, State,
-};
-use super::locate::Tree;
+use super::layout::{Classes, EXTENT_BYTES, Extent, LARGE_PAD, PAGE, State};
+use super::tree::Tree;
 use crate::account::Account;
 use crate::model::{Certainty, Corruption, Figures, SizeClass};
 use crate::reader::Reader;
 use crate::residency::Residency;
 use crate::source::{Area, Fault, MemorySource, PageState, covered};
 use ebbtide_observe::Bytes;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 /// How often an entry and a book that disagree are read again.
@@ -53,7 +51,7 @@ pub(super) struct Findings {
 
 pub(super) struct Walk<'s, 'c> {
     source: &'s dyn MemorySource,
-    layout: Layout,
+    tree: Tree,
     classes: &'c Classes,
     caches: &'c Caches,
     /// The first mark that lies at or behind what was walked.
@@ -124,7 +122,7 @@ enum Looked {
 impl<'s, 'c> Walk<'s, 'c> {
     pub(super) fn new(
         source: &'s dyn MemorySource,
-        layout: Layout,
+        tree: Tree,
         classes: &'c Classes,
         caches: &'c Caches,
         account: Account<'s>,
@@ -132,7 +130,7 @@ impl<'s, 'c> Walk<'s, 'c> {
     ) -> Self {
         Walk {
             source,
-            layout,
+            tree,
             classes,
             caches,
             next_mark: 0,
@@ -147,21 +145,22 @@ impl<'s, 'c> Walk<'s, 'c> {
     }
 
     /// Goes over the whole tree.
-    pub(super) fn tree(&mut self, tree: Tree) -> Result<(), Fault> {
-        self.leaves = leaves(self.source, tree.root)?;
+    pub(super) fn all(&mut self) -> Result<(), Fault> {
+        self.leaves = self.tree.leaves(self.source)?;
+        let shape = self.tree.shape;
         let leaves: Vec<(u64, u64)> = self.leaves.iter().map(|(&number, &leaf)| (number, leaf)).collect();
         let mut residency = Residency::new(self.source);
         let mut next = 0;
         for (number, leaf) in leaves {
             let mut runs = Vec::new();
-            residency.each(leaf..leaf + NODE, |run, state| runs.push((run, state)))?;
+            residency.each(leaf..leaf + shape.leaf(), |run, state| runs.push((run, state)))?;
             for (run, state) in runs {
                 if state == PageState::Swapped {
                     self.findings.swapped += Bytes(run.end - run.start);
                     continue;
                 }
-                let first = number * LEAF_COVERS;
-                next = self.run(run.clone(), first + (run.start - leaf) / 8 * PAGE, next)?;
+                let first = number * shape.leaf_covers();
+                next = self.run(run.clone(), first + (run.start - leaf) / shape.entry() * PAGE, next)?;
                 if self.findings.strange >= STRANGE_MOST {
                     return Ok(());
                 }
@@ -187,11 +186,13 @@ impl<'s, 'c> Walk<'s, 'c> {
             if !self.source.is_still() {
                 self.books.pieces.clear();
             }
-            for (index, word) in piece[..read].as_chunks::<8>().0.iter().enumerate() {
-                let address = at + 8 * index as u64;
-                let page = page + (address - run.start) / 8 * PAGE;
-                if *word != [0; 8] && page >= next {
-                    next = self.entry(address, page, next, u64::from_le_bytes(*word))?;
+            let Tree { layout, shape, .. } = self.tree;
+            let entries = piece[..read].chunks_exact(shape.entry() as usize);
+            for (address, entry) in (at..).step_by(shape.entry() as usize).zip(entries) {
+                let page = page + (address - run.start) / shape.entry() * PAGE;
+                let bits = shape.packed(layout, entry);
+                if bits != 0 && page >= next {
+                    next = self.entry(address, page, next, bits)?;
                     if self.findings.strange >= STRANGE_MOST {
                         return Ok(next);
                     }
@@ -221,8 +222,8 @@ impl<'s, 'c> Walk<'s, 'c> {
                     tries += 1;
                     self.findings.certainty.reread += 1;
                     self.entries.refresh();
-                    self.books.forget(self.layout.entry(bits).book);
-                    bits = self.entries.u64(at).unwrap_or(0);
+                    self.books.forget(self.tree.layout.entry(bits).book);
+                    bits = self.tree.read(&mut self.entries, at).unwrap_or(0);
                 }
                 Looked::Disagrees(end) => break end,
                 Looked::Nonsense(what) => {
@@ -258,7 +259,7 @@ impl<'s, 'c> Walk<'s, 'c> {
     }
 
     fn look(&mut self, page: u64, next: u64, bits: u64) -> Result<Looked, Fault> {
-        let entry = self.layout.entry(bits);
+        let entry = self.tree.layout.entry(bits);
         if entry.book == 0 {
             return Ok(Looked::Gone);
         }
@@ -266,7 +267,7 @@ impl<'s, 'c> Walk<'s, 'c> {
             return Ok(Looked::Nonsense("an entry of the tree leads nowhere"));
         }
         let bytes = self.books.read(entry.book)?;
-        let Some(extent) = self.layout.extent(&bytes, self.classes) else {
+        let Some(extent) = self.tree.layout.extent(&bytes, self.classes) else {
             return Ok(Looked::Nonsense("an extent's book makes no sense"));
         };
         let range = extent.range();
@@ -292,9 +293,11 @@ impl<'s, 'c> Walk<'s, 'c> {
 
     /// Whether the entry of `page` leads to `book`.
     fn is_home(&mut self, book: u64, page: u64) -> Result<bool, Fault> {
-        let Some(leaf) = self.leaves.get(&(page / LEAF_COVERS)) else { return Ok(false) };
-        let bits = self.entries.u64(leaf + page % LEAF_COVERS / PAGE * 8)?;
-        Ok(self.layout.entry(bits).book == book)
+        let shape = self.tree.shape;
+        let Some(leaf) = self.leaves.get(&(page / shape.leaf_covers())) else { return Ok(false) };
+        let index = page % shape.leaf_covers() / PAGE;
+        let bits = self.tree.read(&mut self.entries, leaf + index * shape.entry())?;
+        Ok(self.tree.layout.entry(bits).book == book)
     }
 
     /// Whether any of `range` is an extent's.
@@ -431,28 +434,4 @@ impl<'s, 'c> Walk<'s, 'c> {
             mark => Some(mark),
         }
     }
-}
-
-/// The leaves of the tree whose root is at `root`, by number. No two are in the same place.
-fn leaves(source: &dyn MemorySource, root: u64) -> Result<BTreeMap<u64, u64>, Fault> {
-    let (mut runs, mut reader) = (Vec::new(), Reader::new(source));
-    Residency::new(source).each(root..root + NODE, |run, state| {
-        if state == PageState::Present {
-            runs.push(run);
-        }
-    })?;
-    let (mut leaves, mut taken) = (BTreeMap::new(), HashSet::new());
-    for at in runs.into_iter().flat_map(|run| run.step_by(8)) {
-        let leaf = match reader.u64(at) {
-            Ok(leaf) => leaf,
-            Err(Fault::Unmapped(_) | Fault::Swapped(_)) => continue,
-            Err(fault) => return Err(fault),
-        };
-        let number = (at - root) / 8;
-        let fits = leaf != 0 && leaf.is_multiple_of(64) && leaf < END && number < FANOUT / 2;
-        if fits && covered(source, leaf..leaf + NODE, Area::is_private_anon) && taken.insert(leaf) {
-            leaves.insert(number, leaf);
-        }
-    }
-    Ok(leaves)
 }
