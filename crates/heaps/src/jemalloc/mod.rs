@@ -1,8 +1,9 @@
-//! jemalloc 5.2 and 5.3 with 48-bit addresses and 4 KiB pages, as Debian ships it for amd64, as Redis brings it and as
-//! Rust programs link it: every extent, and what thread caches hold.
+//! jemalloc 5.2 and 5.3 with 4 KiB pages, as Debian ships it for amd64 (11, 12 and 13), as Redis brings it and as Rust
+//! programs link it: every extent, and what thread caches hold. It is found in a library or in the program itself, and
+//! needs no symbols.
 //!
 //! The way through: [`locate`] finds the table of size classes and the tree of extents in a file's data, [`base`] the
-//! memory for jemalloc's own books, [`caches`] the thread caches, and [`walk`] goes over the extents.
+//! memory for jemalloc's own books, [`caches`] the thread caches, and [`walk`] goes over the leaves of the [`tree`].
 //!
 //! `free` is regions of slabs that are free, and extents that are dirty or muzzy. `returnable_by_trim` is what
 //! mallctl("arena.4096.purge") gives back: the resident pages of the latter. malloc_trim does nothing to jemalloc, and
@@ -13,10 +14,11 @@
 //! `cached` is what lies in thread caches. Where those cannot be recognised (builds without statistics, as Rust's are
 //! unless asked for), what they hold counts as live, and a note says so.
 //!
-//! Not recognised: addresses of 57 bits, larger pages (Debian's arm64 build has 64 KiB), more than 512 regions to a
-//! slab; jemalloc 5.1 and before, whose table of classes is constant data. With `opt.hpa` the free parts of huge pages
-//! are not seen, and a note says so; nor are the guard pages of `opt.san_guard_*`. What jemalloc allocates for itself as
-//! programs do counts as live: its profiler's books, and in 5.2 a few bytes for each thread.
+//! Not recognised: larger pages (Debian's arm64 build has 64 KiB), more than 512 regions to a slab; jemalloc 5.1 and
+//! before, whose table of classes is constant data. With `opt.hpa` the free parts of huge pages are not seen, and a
+//! note says so; nor are the guard pages of `opt.san_guard_*`. What jemalloc allocates for itself as programs do counts
+//! as live: its profiler's books, and in 5.2 a few bytes for each thread. From 5.3.1 on large blocks are taken to have a
+//! page beside them (`cache_oblivious`, as builds have it unless told otherwise).
 //!
 //! Invariants: figures add up to what is mapped; no byte is called jemalloc's on one witness: its page leads to a book
 //! that leads back, in a tree that several such pages bear out, in data that has the table of size classes too.
@@ -84,8 +86,8 @@ fn heap(source: &dyn MemorySource, jemalloc: &Jemalloc, ranges: bool) -> Result<
     heap.version = jemalloc.version.clone();
     let Some(tree) = jemalloc.tree else {
         heap.notes.push(
-            "its size classes are here, but no tree of extents as jemalloc 5.2 and 5.3 have it with 48-bit addresses and \
-             4 KiB pages, or nothing was taken from it yet: nothing was counted"
+            "its size classes are here, but no tree of extents as jemalloc 5.2 and 5.3 have it with 4 KiB pages, or \
+             nothing was taken from it yet: nothing was counted"
                 .to_owned(),
         );
         return Ok(heap);

@@ -13,7 +13,7 @@ fn a_process_that_works_meanwhile() {
         let mut busy = Shaped::start(&build, "busy", "");
         busy.0.ask("shape");
         let process = busy.process();
-        let (rounds, mut rereads, mut most) = (15, 0, 0.0_f64);
+        let (rounds, mut rereads, mut most) = (10, 0, 0.0_f64);
         for round in 0..rounds {
             let live = Live::new(&process, false).unwrap();
             let heaps = jemalloc::find(&live).unwrap();
