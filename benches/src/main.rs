@@ -3,6 +3,7 @@
 
 mod heap;
 mod host;
+mod load;
 mod measure;
 mod rollups;
 
@@ -24,6 +25,8 @@ enum Bench {
     Host(host::Args),
     /// The walk of a large glibc heap, beside a plain read of the same memory
     Heap(heap::Args),
+    /// A busy Redis while ebb heap looks into it
+    HeapLoad(load::Args),
     /// Hold a heap
     #[command(hide = true)]
     HeapHold { shape: heap::Shape, bytes: u64 },
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().bench {
         Bench::Host(args) => host::run(&args),
         Bench::Heap(args) => heap::run(&args),
+        Bench::HeapLoad(args) => load::run(&args),
         Bench::HeapHold { shape, bytes } => heap::hold(shape, bytes),
         Bench::HeapLook { way, pid } => heap::look(way, pid),
         Bench::Rollups => rollups::run(),

@@ -2,7 +2,8 @@
 //! [`crate::cases`].
 //!
 //! Invariants: a name is "CAUSE/VARIANT" (or "innocent/VARIANT"), unique, and stable (reports are compared by
-//! it). A truth is what the kernel's own files decide, never what a tool is hoped to say.
+//! it). A truth is what the kernel's own files decide, or what the program itself did with its heap; never what a
+//! tool is hoped to say.
 
 use crate::machine::Machine;
 use crate::stage::Stage;
@@ -24,6 +25,8 @@ pub struct Case {
     pub target: Target,
     /// Seconds of `--for`; 0 asks for one look.
     pub watch: u32,
+    /// Whether it is also watched with `--clear-refs`.
+    pub clear_refs: bool,
     /// What is so.
     pub truth: Truth,
     /// What the machine must have.
@@ -97,6 +100,8 @@ pub enum Need {
     Java,
     /// Node.js.
     Node,
+    /// This program in $PATH.
+    Program(&'static str),
     /// zram devices that can be added (/sys/class/zram-control).
     Zram,
     /// vm.overcommit_memory = 0.
@@ -173,7 +178,7 @@ impl Truth {
 
 impl Case {
     const fn new(name: &'static str, about: &'static str, target: Target, truth: Truth, make: Make) -> Case {
-        Case { name, about, target, watch: 0, truth, needs: &[], noise: &[], make }
+        Case { name, about, target, watch: 0, clear_refs: false, truth, needs: &[], noise: &[], make }
     }
 
     /// A case to ask `ebb` about.
@@ -201,6 +206,13 @@ impl Case {
     pub const fn watch(mut self, seconds: u32) -> Case {
         self.watch = seconds;
         self
+    }
+
+    /// The same case watched for `seconds` with `--clear-refs`.
+    #[must_use]
+    pub const fn watch_use(mut self, seconds: u32) -> Case {
+        self.clear_refs = true;
+        self.watch(seconds)
     }
 
     /// The same case with needs.
@@ -255,6 +267,7 @@ impl fmt::Display for Need {
             Need::Thp => f.write_str("THP"),
             Need::Java => f.write_str("JDK"),
             Need::Node => f.write_str("Node.js"),
+            Need::Program(name) => f.write_str(name),
             Need::Zram => f.write_str("zram"),
             Need::Overcommit0 => f.write_str("overcommit mode 0"),
             Need::Bpf => f.write_str("BPF"),

@@ -62,6 +62,7 @@ impl Machine {
             Need::Thp => unless(thp_by_madvise(), "needs transparent huge pages"),
             Need::Java => unless(in_path("java") && in_path("javac"), "needs java and javac"),
             Need::Node => unless(in_path("node"), "needs node"),
+            Need::Program(name) => (!in_path(name)).then(|| format!("needs {name}")),
             Need::Zram => unless(exists("/sys/class/zram-control"), "needs zram"),
             Need::Overcommit0 => {
                 let mode = procfs::number("/proc/sys/vm/overcommit_memory");

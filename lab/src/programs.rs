@@ -1,4 +1,4 @@
-//! Foreign runtimes that cases start: JVMs and Node.js.
+//! Foreign runtimes that cases start: JVMs, Node.js, LuaJIT and CPython.
 
 use crate::actor::Actor;
 use crate::cgroup::{Group, Hierarchy};
@@ -13,6 +13,15 @@ use std::process::{Command, Stdio};
 const SOURCE: &str = include_str!("../programs/Lab.java");
 /// Says that it is ready and waits; V8 takes its heap's limit from the command line.
 const SCRIPT: &str = "console.log('{}'); process.stdin.resume()";
+
+/// What a Lua or Python program of the lab makes of its heap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Language {
+    /// luajit.
+    Lua,
+    /// python3.
+    Python,
+}
 
 /// What a JVM of the lab does.
 #[derive(Debug, Clone, Copy, Default)]
@@ -70,6 +79,19 @@ pub fn node(stage: &mut Stage, options: &[String], group: Option<(&Hierarchy, &G
     let mut command = Command::new("node");
     command.args(options).args(["-e", SCRIPT]);
     start(stage, &mut command, group).map(|(pid, _)| pid)
+}
+
+/// Starts the program in `language` that brings its heap into `state`, of about `size`; its pid and what it says.
+pub fn heap(stage: &mut Stage, language: Language, state: &str, size: Bytes) -> Result<(i32, Value)> {
+    let (interpreter, name, source) = match language {
+        Language::Lua => ("luajit", "heap.lua", include_str!("../programs/heap.lua")),
+        Language::Python => ("python3", "heap.py", include_str!("../programs/heap.py")),
+    };
+    let file = stage.journal.dir().join(name);
+    fs::write(&file, source)?;
+    let mut command = Command::new(interpreter);
+    command.arg(file).arg(state).arg((size.0 >> 20).to_string());
+    start(stage, &mut command, None)
 }
 
 /// Starts `command` from inside the group, which it inherits, so that all it ever uses is charged there.

@@ -229,7 +229,9 @@ fn question(case: &Case, ready: &Value) -> Result<Vec<String>> {
         Target::Fork => vec!["fork".into(), pid],
     };
     let watch = (case.watch > 0).then(|| ["--for".to_owned(), format!("{}s", case.watch)]);
-    Ok(words.into_iter().chain(watch.into_iter().flatten()).chain(["--json".to_owned()]).collect())
+    let clear_refs = case.clear_refs.then(|| "--clear-refs".to_owned());
+    let watch = watch.into_iter().flatten().chain(clear_refs);
+    Ok(words.into_iter().chain(watch).chain(["--json".to_owned()]).collect())
 }
 
 fn ask(ebb: &Path, case: &Case, ready: &Value) -> Result<Answer> {

@@ -110,6 +110,15 @@ pub fn park_with<T>(held: &T) -> ! {
     park()
 }
 
+/// `malloc_trim(0)`, where the C library is glibc.
+pub fn malloc_trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: always sound.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// `waitid(pid, WEXITED | WNOHANG | WNOWAIT)`: whether child `pid` has ended; it stays to be reaped.
 pub fn has_ended(pid: i32) -> bool {
     // SAFETY: info is a plain struct that the kernel fills.

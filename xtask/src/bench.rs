@@ -22,6 +22,12 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// A busy Redis while ebb heap looks into it, beside the same alone
+    HeapLoad {
+        /// Options of `ebbtide-benches heap-load`, such as --rounds or --assert
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// ebb and ebb ps on a host with many processes, beside bare reads, smem and ps_mem
     Host {
         /// Options of `ebbtide-benches host`, such as --assert
@@ -36,6 +42,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Bench::Heap { options } => {
             let release = build_release(&["ebbtide-benches"])?;
             start(Command::new(release.join("ebbtide-benches")).arg("heap").args(options))
+        }
+        Bench::HeapLoad { options } => {
+            let release = build_release(&["ebb", "ebbtide-benches"])?;
+            let mut bench = Command::new(release.join("ebbtide-benches"));
+            start(bench.arg("heap-load").arg("--ebb").arg(release.join("ebb")).args(options))
         }
         Bench::Host { options } => host(options),
     }

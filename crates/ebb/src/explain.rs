@@ -23,14 +23,14 @@ pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         (Some(target), None) => {
             let process = Process::open(&root, pid(&root, target)?).map_err(|e| no_such(target, e))?;
             // First of all: what cannot be explained is not watched for an hour either.
-            let before = self::process(&root, &process)?;
+            let before = self::process(&root, &process, None)?;
             match args.time {
                 None => before,
                 Some(time) => {
-                    let growth = watch::process(&process, time)?;
-                    let after =
-                        self::process(&root, &process).unwrap_or_else(|e| before.of_the_beginning(&e));
-                    after.with_growth(Some(growth))
+                    let watched = watch::process(&process, time, args.clear_refs)?;
+                    let after = self::process(&root, &process, watched.used.as_ref());
+                    let after = after.unwrap_or_else(|e| before.of_the_beginning(&e));
+                    after.with_growth(Some(watched.growth))
                 }
             }
         }
@@ -84,7 +84,7 @@ pub(crate) fn with_memory(pid: u32, status: &Status) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn process(root: &Root, process: &Process) -> anyhow::Result<Report> {
+fn process(root: &Root, process: &Process, used: Option<&rules::Used>) -> anyhow::Result<Report> {
     let pid = process.pid();
     let host = HostSample::read(root)?;
     let detail = match Detail::read(process, gather::tmpfs(&host)) {
@@ -114,6 +114,7 @@ fn process(root: &Root, process: &Process) -> anyhow::Result<Report> {
         cow: &gather::cow_pairs(root, &processes, Some(pid)),
         jvm: process.jvm().ok().flatten().as_ref(),
         heaps: &look.heaps,
+        used,
     });
     let name = Escaped(detail.status.name.as_bytes()).to_string();
     let target = Target { kind: "process", name, pid: Some(pid), total: "resident", ..Target::default() };

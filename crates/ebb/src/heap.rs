@@ -1,18 +1,21 @@
 //! `ebb heap`: inside a process's heaps, while it runs: what lives, what is free, what could be given back.
+//!
+//! Nothing is stopped unless it is asked for (--freeze), and then for the walk alone. A process that becomes another
+//! program while it is read is read again.
 
+mod refused;
+mod text;
 mod watch;
 
-use crate::render::{self, Align, GOOD, Page, Table};
-use crate::{cli, escape::escape, explain};
-use anyhow::Context;
-use ebbtide_explain::{Ledger, Line};
-use ebbtide_heaps::{Certainty, Figures, Heap, Kind, Look, LookError};
-use ebbtide_observe::process::Process;
-use ebbtide_observe::{Bytes, ReadError, Root};
-use ebbtide_sys::freeze::Frozen;
+use crate::render::{self, Page};
+use crate::{cli, explain};
+use ebbtide_heaps::{Extent, Fault, Heap, Look, LookError};
+use ebbtide_observe::process::{Name, Process};
+use ebbtide_observe::{Bytes, ReadError, Root, Unread};
+use ebbtide_sys::freeze::{FreezeError, Frozen};
 use serde::Serialize;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// `ebb heap`.
 #[derive(Debug, clap::Args)]
@@ -21,11 +24,18 @@ pub(crate) struct HeapArgs {
     #[arg(value_name = "PID|NAME")]
     target: String,
     /// Stop all its threads while its heaps are read, and say how long that took
+    ///
+    /// Without it everything is read while the process runs, and what changed meanwhile is read again. With it the
+    /// figures are those of one moment. No signal is sent, and the threads run on even if ebb is killed; but a
+    /// thread that waits in epoll_wait gets EINTR, as after SIGSTOP and SIGCONT.
     #[arg(long)]
     freeze: bool,
     /// Look again and again, so far apart (5s, 1m), until Ctrl-C or the process's end
     #[arg(long, value_name = "TIME", value_parser = cli::duration)]
     watch: Option<Duration>,
+    /// With --watch: for so long
+    #[arg(long = "for", value_name = "TIME", value_parser = cli::duration, requires = "watch")]
+    time: Option<Duration>,
     /// With --watch: write CSV, a row for each look and allocator; bytes are integers
     #[arg(long, requires = "watch", conflicts_with = "json")]
     csv: bool,
@@ -36,237 +46,151 @@ pub(crate) struct HeapArgs {
     all: bool,
 }
 
-/// Arenas and size classes shown, unless all are asked for.
-const MOST: usize = 6;
+/// How often a look is taken again because the process became another program meanwhile.
+const TRIES: usize = 5;
 
+/// The process to look into.
+struct Target {
+    /// As it was asked for.
+    pid: u32,
+    name: Name,
+    process: Process,
+}
+
+/// One look at it.
+struct Seen {
+    pid: u32,
+    name: Name,
+    /// VmRSS, which has more than heaps in it; `None` where it ended since.
+    rss: Option<Bytes>,
+    look: Look,
+    /// How long it stood still for it; `None`: it ran.
+    stop: Option<Duration>,
+    at: SystemTime,
+}
+
+/// The JSON contract (schema/heap.schema.json).
 #[derive(Serialize)]
 struct Json<'a> {
     schema_version: u32,
     pid: u32,
+    name: Name,
+    unix_ms: u64,
+    rss_bytes: Option<Bytes>,
     longest_stop_us: u64,
     allocators: &'a [Heap],
-    unread: Vec<ebbtide_observe::Unread>,
+    stacks: Extent,
+    code: Extent,
+    unread: Vec<Unread>,
 }
 
 pub(crate) fn run(args: &HeapArgs) -> anyhow::Result<ExitCode> {
     let root = Root::live()?;
-    let pid = explain::pid(&root, &args.target)?;
-    let process = Process::open(&root, pid).map_err(|error| failed(pid, error.into()))?;
-    let status = process.status().map_err(|error| failed(pid, error.into()))?;
-    explain::with_memory(pid, &status)?;
+    let target = Target::find(&root, &args.target)?;
     if let Some(interval) = args.watch {
-        return watch::run(&process, interval, args);
+        return watch::run(&target, interval, args);
     }
-    let (look, stop) = look(&process, args.freeze)?;
+    let seen = target.look(args.freeze)?;
     if args.output.json {
-        render::print_json(&json(&process, &look, stop))?;
+        render::print_json(&seen.json())?;
     } else {
-        render::print(&text(Page::of_stdout(), &process, &look, stop, args.all))?;
+        render::print(&text::report(Page::of_stdout(), &seen, args.all))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn json<'a>(process: &Process, look: &'a Look, stop: Option<Duration>) -> Json<'a> {
-    let longest_stop_us = stop.map_or(0, |stop| stop.as_micros().try_into().unwrap_or(u64::MAX));
-    Json {
-        schema_version: 1,
-        pid: process.pid(),
-        longest_stop_us,
-        allocators: &look.heaps,
-        unread: look.unread(),
-    }
+/// Why there was no look.
+enum NoLook {
+    Look(LookError),
+    Freeze(FreezeError),
 }
 
-/// One look, and how long the process stood still for it.
-fn look(process: &Process, freeze: bool) -> anyhow::Result<(Look, Option<Duration>)> {
-    let frozen = match freeze {
-        true => Some(Frozen::stop(process.pid()).context("cannot stop it")?),
-        false => None,
-    };
-    let look = Look::into(process, freeze);
-    let stop = frozen.map(Frozen::release);
-    Ok((look.map_err(|error| failed(process.pid(), error))?, stop))
-}
-
-/// What happened, why, and what to do about it.
-fn failed(pid: u32, error: LookError) -> anyhow::Error {
-    match error {
-        LookError::Read(ReadError::Vanished { .. }) => {
-            anyhow::anyhow!("there is no process {pid}; 'ebb ps' lists them")
+impl Target {
+    fn find(root: &Root, wanted: &str) -> anyhow::Result<Target> {
+        let pid = explain::pid(root, wanted)?;
+        let no = |error: ReadError| refused::look(pid, None, &LookError::Read(error));
+        let process = Process::open(root, pid).map_err(no)?;
+        let status = process.status().map_err(no)?;
+        // The first thread may have ended while others live on: then one of them has the memory.
+        let other =
+            if status.vm.is_none() && status.threads > 1 { living_thread(root, &process) } else { None };
+        if other.is_none() {
+            explain::with_memory(pid, &status)?;
         }
-        LookError::Read(ReadError::Denied { .. }) | LookError::Memory(ebbtide_heaps::Fault::Denied(_)) => {
-            anyhow::Error::from(error)
-                .context(format!("process {pid} may not be looked into: run ebb as its owner or as root"))
+        Ok(Target { pid, name: status.name, process: other.unwrap_or(process) })
+    }
+
+    /// Looks into it, stopping it for that if `freeze`.
+    fn look(&self, freeze: bool) -> anyhow::Result<Seen> {
+        let mut tries = 0;
+        loop {
+            match self.look_once(freeze) {
+                Ok(seen) => return Ok(seen),
+                Err(NoLook::Look(error)) if is_gone(&error) && !self.has_ended() && tries < TRIES => {
+                    tries += 1
+                }
+                Err(NoLook::Look(error)) => {
+                    return Err(refused::look(self.pid, self.process.status().ok().as_ref(), &error));
+                }
+                Err(NoLook::Freeze(error)) => return Err(refused::freeze(self.pid, error)),
+            }
         }
-        error => anyhow::Error::from(error).context(format!("cannot look into process {pid}")),
+    }
+
+    fn look_once(&self, freeze: bool) -> Result<Seen, NoLook> {
+        let frozen = match freeze {
+            true => Some(Frozen::stop(self.pid).map_err(NoLook::Freeze)?),
+            false => None,
+        };
+        let at = SystemTime::now();
+        let look = Look::into(&self.process, freeze);
+        let stop = frozen.map(Frozen::release);
+        let look = look.map_err(NoLook::Look)?;
+        let status = self.process.status().ok();
+        let rss = status.and_then(|status| status.vm).map(|vm| vm.rss);
+        let name = status.map_or(self.name, |status| status.name);
+        Ok(Seen { pid: self.pid, name, rss, look, stop, at })
+    }
+
+    /// A zombie has no memory; what was executed anew has.
+    fn has_ended(&self) -> bool {
+        !self.process.status().is_ok_and(|status| status.vm.is_some())
     }
 }
 
-fn text(page: Page, process: &Process, look: &Look, stop: Option<Duration>, all: bool) -> String {
-    let mut out = String::new();
-    let name = process.stat().map(|stat| stat.name.to_string()).unwrap_or_default();
-    out.push_str(&format!("{} (pid {})\n", escape(&name), process.pid()));
-    let (known, unknown): (Vec<&Heap>, Vec<&Heap>) =
-        look.heaps.iter().partition(|heap| heap.kind != Kind::Unknown);
-    for heap in known {
-        one(&mut out, page, heap, all);
-    }
-    if !unknown.is_empty() {
-        rest(&mut out, page, &unknown, all);
-    }
-    out.push('\n');
-    match stop {
-        Some(stop) => out.push_str(&format!("It stood still for {:.1} ms.\n", stop.as_secs_f64() * 1e3)),
-        None => render::wrap(&mut out, page, 0, 0, &certainty(look)),
-    }
-    render::unread(&mut out, page, &look.unread());
-    out
+/// A thread of `process` that still has its memory.
+fn living_thread(root: &Root, process: &Process) -> Option<Process> {
+    let threads = process.threads().ok()?;
+    threads.iter().find_map(|thread| {
+        let process = Process::open(root, thread.tid()).ok()?;
+        process.status().ok()?.vm.is_some().then_some(process)
+    })
 }
 
-fn certainty(look: &Look) -> String {
-    let sum = look.known().map(|heap| heap.certainty).fold(Certainty::default(), |a, b| Certainty {
-        still: a.still && b.still,
-        reread: a.reread + b.reread,
-        unresolved: a.unresolved + b.unresolved,
-    });
-    let reread = match sum.reread {
-        0 => "everything added up at once".to_owned(),
-        1 => "1 place was read again".to_owned(),
-        n => format!("{n} places were read again"),
-    };
-    match sum.unresolved {
-        Bytes::ZERO => format!("Read while it ran; {reread}."),
-        bytes => format!(
-            "Read while it ran; {reread}, and {bytes} did not add up: --freeze stops it for the walk."
-        ),
-    }
+/// Whether the memory that was read is no more.
+fn is_gone(error: &LookError) -> bool {
+    matches!(error, LookError::Memory(Fault::Ended) | LookError::Read(ReadError::Vanished { .. }))
 }
 
-/// One allocator's heap.
-fn one(out: &mut String, page: Page, heap: &Heap, all: bool) {
-    let figures = &heap.figures;
-    let version = heap.version.as_ref().map(|version| format!(" {version}")).unwrap_or_default();
-    let title = format!(
-        "{}{}: {} resident of {} mapped",
-        heap.kind,
-        escape(&version),
-        figures.resident,
-        figures.mapped
-    );
-    render::heading(out, &title);
-    render::ledger(out, page, &ledger(figures), all);
-    let back = match figures.returnable_by_trim {
-        Some(by_trim) if by_trim < figures.returnable => {
-            format!("; its own trim would return {by_trim} of it")
+impl Seen {
+    fn json(&self) -> Json<'_> {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        Json {
+            schema_version: 1,
+            pid: self.pid,
+            name: self.name,
+            unix_ms: self.unix_ms(),
+            rss_bytes: self.rss,
+            longest_stop_us: self.stop.map_or(0, micros),
+            allocators: &self.look.heaps,
+            stacks: self.look.stacks,
+            code: self.look.code,
+            unread: self.look.unread(),
         }
-        _ => String::new(),
-    };
-    let bytes = figures.returnable;
-    render::wrap(out, page, 2, 2, &format!("{GOOD}{bytes} can be given back{GOOD:#}{back}."));
-    if figures.free_chunks > 0 {
-        let chunks = ebbtide_explain::count(figures.free_chunks);
-        let largest = figures.largest_free;
-        render::wrap(out, page, 2, 2, &format!("Free blocks: {chunks}, the largest {largest}."));
     }
-    for note in &heap.notes {
-        render::wrap(out, page, 2, 2, &escape(note));
-    }
-    for damage in &heap.corruptions {
-        let bad = render::BAD;
-        let text = format!("{bad}damaged{bad:#} at {:#x}: {}", damage.address, escape(&damage.what));
-        render::wrap(out, page, 2, 4, &text);
-    }
-    arenas(out, page, heap, all);
-    classes(out, page, heap, all);
-}
 
-fn ledger(figures: &Figures) -> Ledger {
-    let away = figures.free - figures.returnable - figures.pinned_free;
-    let mut ledger = Ledger::of(figures.mapped);
-    for (id, bytes, note) in [
-        ("live", figures.live, "blocks the program holds"),
-        ("cached", figures.cached, "freed, in thread caches and quick lists"),
-        ("returnable", figures.returnable, "free: whole pages, in memory"),
-        ("pinned", figures.pinned_free, "free, beside live blocks"),
-        ("given-back", away, "free, not in memory"),
-        ("metadata", figures.metadata, "the allocator's own books"),
-        ("unused", figures.unused, "mapped, never handed out"),
-    ] {
-        ledger.fill(Line::new(id, bytes).note(note));
+    fn unix_ms(&self) -> u64 {
+        let since = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
-    ledger
-}
-
-fn arenas(out: &mut String, page: Page, heap: &Heap, all: bool) {
-    if heap.arenas.len() < 2 {
-        return;
-    }
-    let mut arenas: Vec<_> = heap.arenas.iter().collect();
-    arenas.sort_by_key(|arena| std::cmp::Reverse(arena.figures.resident));
-    let left = if all { 0 } else { arenas.len().saturating_sub(MOST) };
-    arenas.truncate(arenas.len() - left);
-    use Align::{Left, Right};
-    let mut table =
-        Table::new(&[("  ARENA", Left), ("RESIDENT", Right), ("LIVE", Right), ("RETURNABLE", Right)]);
-    for arena in arenas {
-        let Figures { resident, live, returnable, .. } = arena.figures;
-        let cells = [resident, live, returnable].map(|bytes| bytes.to_string());
-        table.row([format!("  {}", escape(&arena.name))].into_iter().chain(cells).collect());
-    }
-    out.push('\n');
-    table.render(out, page);
-    more(out, left, "arenas");
-}
-
-fn classes(out: &mut String, page: Page, heap: &Heap, all: bool) {
-    let mut classes: Vec<_> = heap.histogram.iter().collect();
-    if classes.is_empty() {
-        return;
-    }
-    let left = if all { 0 } else { classes.len().saturating_sub(MOST) };
-    if left > 0 {
-        classes.sort_by_key(|class| std::cmp::Reverse(class.live + class.free));
-        classes.truncate(MOST);
-        classes.sort_by_key(|class| class.up_to);
-    }
-    use Align::Right;
-    let mut table = Table::new(&[
-        ("  BLOCKS UP TO", Right),
-        ("LIVE", Right),
-        ("BYTES", Right),
-        ("FREE", Right),
-        ("BYTES", Right),
-    ]);
-    let count = ebbtide_explain::count;
-    for class in classes {
-        table.row(vec![
-            class.up_to.to_string(),
-            count(class.live_count),
-            class.live.to_string(),
-            count(class.free_count),
-            class.free.to_string(),
-        ]);
-    }
-    out.push('\n');
-    table.render(out, page);
-    more(out, left, "size classes");
-}
-
-fn more(out: &mut String, left: usize, what: &str) {
-    if left > 0 {
-        out.push_str(&format!("  and {left} {what} more (--all)\n"));
-    }
-}
-
-/// Memory in which nothing known was found.
-fn rest(out: &mut String, page: Page, unknown: &[&Heap], all: bool) {
-    let sum: Bytes = unknown.iter().map(|heap| heap.figures.resident).sum();
-    render::heading(out, &format!("Other memory of its own: {sum} resident"));
-    let left = if all { 0 } else { unknown.len().saturating_sub(MOST) };
-    for heap in &unknown[..unknown.len() - left] {
-        let Figures { resident, mapped, .. } = heap.figures;
-        let name = heap.name.as_deref().unwrap_or("anonymous");
-        render::wrap(out, page, 2, 4, &format!("{}: {resident} of {mapped} mapped", escape(name)));
-    }
-    more(out, left, "mappings");
 }

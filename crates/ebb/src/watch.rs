@@ -7,14 +7,16 @@
 use crate::cgroup::Chosen;
 use anyhow::Context;
 use ebbtide_explain::growth::{self, Descriptors, Growth, HeapWatch, HostWatch, ProcessWatch, Track};
+use ebbtide_explain::rules::Used;
 use ebbtide_explain::{Finding, Series};
 use ebbtide_heaps::{Heap, Look};
 use ebbtide_observe::host::{Meminfo, Slabs, Sockstat};
 use ebbtide_observe::process::{Process, Processes, Status, Target};
-use ebbtide_observe::{Bytes, Pages, ReadError, Root};
+use ebbtide_observe::{Bytes, Pages, ReadError, Root, referenced};
 use ebbtide_sys::interrupt::Interrupts;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// Samples over the whole time: enough for the statistics, few enough to cost nothing.
@@ -68,8 +70,16 @@ impl Tracks {
 
 const CACHE: &str = "cache: the kernel drops it when it needs room";
 
-/// Watches a process. That it ends meanwhile is an error only if nothing was seen of it.
-pub(crate) fn process(process: &Process, time: Duration) -> anyhow::Result<(Growth, Vec<Finding>)> {
+/// What became of a process while it was watched.
+pub(crate) struct Watched {
+    pub(crate) growth: (Growth, Vec<Finding>),
+    /// Whether its huge blocks were used, where that was asked.
+    pub(crate) used: Option<Used>,
+}
+
+/// Watches a process; with `clear_refs`, also whether it uses its huge blocks. That it ends meanwhile is an error
+/// only if nothing was seen of it.
+pub(crate) fn process(process: &Process, time: Duration, clear_refs: bool) -> anyhow::Result<Watched> {
     let mut tracks = Tracks::default();
     let (mut descriptors, mut threads) = (Vec::new(), Vec::new());
     let opened = open_descriptors(process);
@@ -78,6 +88,7 @@ pub(crate) fn process(process: &Process, time: Duration) -> anyhow::Result<(Grow
     let huge = process.rollup().map(|c| c.anon_huge_pages).unwrap_or_default();
     let mut last = first;
     let mut inside = Inside::new(time);
+    let untouched = clear_refs.then(|| Untouched::begin(process)).transpose()?;
     every(time, |at| {
         let (status, stat): (Status, _) = match (process.status(), process.stat()) {
             (Ok(status), Ok(stat)) => (status, stat),
@@ -103,18 +114,42 @@ pub(crate) fn process(process: &Process, time: Duration) -> anyhow::Result<(Grow
     let new = started.iter().filter(|thread| !known.contains(&thread.tid()));
     let idle_new_threads = new.filter(|thread| thread.stat().is_ok_and(is_idle)).count() as u64;
     let faults = last.minor_faults + last.major_faults - (first.minor_faults + first.major_faults);
-    Ok(growth::process(&ProcessWatch {
+    let cpu = (last.user_time + last.system_time).saturating_sub(first.user_time + first.system_time);
+    // A process that has ended uses nothing any more.
+    let used = untouched.and_then(|untouched| untouched.end(process, cpu).ok());
+    let growth = growth::process(&ProcessWatch {
         tracks: tracks.finish(),
         descriptors: Series::new(descriptors),
         threads: Series::new(threads),
         opened: [opened, open_descriptors(process)],
         idle_new_threads,
-        cpu: (last.user_time + last.system_time).saturating_sub(first.user_time + first.system_time),
+        cpu,
         faulted: Pages(faults).bytes(),
         huge: [huge, process.rollup().map(|c| c.anon_huge_pages).unwrap_or_default()],
         heap: inside.finish(),
         pid: process.pid(),
-    }))
+    });
+    Ok(Watched { growth, used })
+}
+
+/// The huge blocks of a process, with their pages' referenced bits taken off.
+struct Untouched {
+    blocks: Vec<Range<u64>>,
+    since: Instant,
+}
+
+impl Untouched {
+    /// The look comes first: it touches the pages with the blocks' headers.
+    fn begin(process: &Process) -> anyhow::Result<Untouched> {
+        let blocks = Look::into(process, false)?.huge();
+        referenced::clear(process)?;
+        Ok(Untouched { blocks, since: Instant::now() })
+    }
+
+    fn end(self, process: &Process, cpu: Duration) -> Result<Used, ReadError> {
+        let untouched = referenced::untouched(process, &self.blocks)?;
+        Ok(Used { watched: self.since.elapsed(), cpu, untouched })
+    }
 }
 
 /// Looks inside the heaps read all of them, so they take one part in so many of the time ...

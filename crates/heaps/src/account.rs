@@ -5,7 +5,7 @@
 //! is free, it is resident, and no link that the allocator follows lies on it; `returnable + pinned_free` is
 //! exactly the resident part of `free`.
 
-use crate::model::{Figures, SizeClass};
+use crate::model::{Figures, HUGE_BLOCK, HUGE_MOST, SizeClass};
 use crate::residency::Residency;
 use crate::source::{Fault, MemorySource, PageState};
 use ebbtide_observe::{Bytes, page_size};
@@ -30,6 +30,8 @@ pub struct Account<'s> {
     open: Range<u64>,
     /// The returnable pages, where they were asked for.
     ranges: Option<Vec<Range<u64>>>,
+    /// Huge live blocks.
+    huge: Vec<Range<u64>>,
 }
 
 impl<'s> Account<'s> {
@@ -43,6 +45,7 @@ impl<'s> Account<'s> {
             pending: 0..0,
             open: 0..0,
             ranges: None,
+            huge: Vec::new(),
         }
     }
 
@@ -62,6 +65,15 @@ impl<'s> Account<'s> {
     #[inline]
     pub fn live(&mut self, size: u64) {
         self.live_many(size, 1);
+    }
+
+    /// The block `range` lives: its address is remembered if it is huge.
+    pub fn live_at(&mut self, range: Range<u64>) {
+        let size = range.end - range.start;
+        self.live(size);
+        if size >= HUGE_BLOCK.0 && self.huge.len() < HUGE_MOST {
+            self.huge.push(range);
+        }
     }
 
     /// `count` blocks of `size` bytes each live.
@@ -151,6 +163,11 @@ impl<'s> Account<'s> {
     pub fn take_ranges(&mut self) -> Result<Option<Vec<Range<u64>>>, Fault> {
         self.enter()?;
         Ok(self.ranges.as_mut().map(std::mem::take))
+    }
+
+    /// The huge live blocks told by address up to now.
+    pub fn take_huge(&mut self) -> Vec<Range<u64>> {
+        std::mem::take(&mut self.huge)
     }
 
     /// The figures of what was told since the last call: for a heap whose parts are told by turns. Ends the

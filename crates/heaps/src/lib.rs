@@ -7,6 +7,7 @@
 //! again and, if it still does not, said ([`Certainty`]); a page that is not in memory is never faulted in.
 
 mod account;
+mod bounded;
 pub mod cpython;
 pub mod ebbtide;
 pub mod glibc;
@@ -20,12 +21,17 @@ mod now;
 mod reader;
 mod residency;
 mod source;
+mod unknown;
 
 pub use account::{Account, RANGES_MOST};
+pub use bounded::Bounded;
 pub use image::Image;
 pub use live::Live;
 pub use look::{Look, LookError};
-pub use model::{Arena, Certainty, Collector, Corruption, Figures, Heap, Kind, SizeClass};
+pub use model::{
+    Arena, Certainty, Collector, Corruption, Extent, Figures, HUGE_BLOCK, Heap, Kind, SizeClass,
+};
 pub use reader::Reader;
 pub use residency::Residency;
 pub use source::{Area, Fault, MemorySource, PageState, ReadSeek, covered};
+pub use unknown::Around;

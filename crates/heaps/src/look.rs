@@ -1,16 +1,19 @@
 //! Everything at once: every walker over one process, and what none of them knew.
 //!
-//! Invariants: no byte is in two heaps (what a walker claims, later ones and the rest leave alone); the rest is
-//! `unknown`, named only by what its mappings say themselves; a walker that fails hides no other.
+//! Invariants: no byte is in two heaps (of two walkers that claim the same address the later one is not believed, and
+//! the rest is what nobody claims); a walker that fails hides no other; what was not finished in time is not told at
+//! all.
 
-use crate::model::{Figures, Heap, Kind};
-use crate::residency::Residency;
-use crate::source::{Area, Fault, MemorySource};
+use crate::bounded::Bounded;
+use crate::model::{Extent, Heap, Kind};
+use crate::source::{Fault, MemorySource};
+use crate::unknown::{self, Around, in_order, without};
 use crate::{Live, cpython, ebbtide, glibc, jemalloc, luajit};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, ReadError, Unread};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 /// A walker: the heaps of its allocator that it finds.
 type Find = fn(&dyn MemorySource) -> Result<Vec<Heap>, Fault>;
@@ -40,6 +43,10 @@ pub enum LookError {
 pub struct Look {
     /// Its heaps, the largest resident one first.
     pub heaps: Vec<Heap>,
+    /// Its threads' stacks, which are no heap.
+    pub stacks: Extent,
+    /// Code that it compiled itself, which is none either.
+    pub code: Extent,
     /// Walkers that failed, and why.
     pub failed: Vec<(&'static str, Fault)>,
 }
@@ -48,23 +55,45 @@ impl Look {
     /// Looks inside `process`; `still` says that its threads are all stopped.
     pub fn into(process: &Process, still: bool) -> Result<Look, LookError> {
         let live = Live::new(process, still)?;
-        let (stacks, _) = process.stack_pointers().unwrap_or_default();
-        Ok(Look::over(&live, &stacks)?)
+        Ok(Look::over(&live, &around(process, &live)?)?)
     }
 
-    /// Looks at `source`, in which no area that one of `stacks` points into is a heap.
-    pub fn over(source: &dyn MemorySource, stacks: &[u64]) -> Result<Look, Fault> {
+    /// Looks inside `process` for no longer than `budget`, give or take one question to the kernel. Where that is
+    /// not enough: [`Fault::Overdue`].
+    pub fn within(process: &Process, budget: Duration) -> Result<Look, LookError> {
+        let deadline = Instant::now() + budget;
+        let live = Live::new(process, false)?;
+        let bounded = Bounded::new(&live, deadline);
+        let look = Look::over(&bounded, &around(process, &live)?);
+        // A walker may take a question that is not answered for memory that is not there.
+        if bounded.is_overdue() { Err(Fault::Overdue.into()) } else { Ok(look?) }
+    }
+
+    /// Looks at `source`, a process of which `around` is known besides.
+    pub fn over(source: &dyn MemorySource, around: &Around) -> Result<Look, Fault> {
         let mut look = Look::default();
+        let mut claims: Vec<Range<u64>> = Vec::new();
         for &(name, find) in WALKERS {
             match find(source) {
-                Ok(heaps) => look.heaps.extend(heaps),
-                Err(fault @ (Fault::Ended | Fault::Denied(_))) => return Err(fault),
+                Ok(heaps) => {
+                    for heap in heaps {
+                        match claimed(&heap, &claims) {
+                            Some(address) => look.failed.push((name, Fault::Claimed(address))),
+                            None => {
+                                claims.extend(heap.claims.iter().cloned());
+                                claims = in_order(claims);
+                                look.heaps.push(heap);
+                            }
+                        }
+                    }
+                }
+                Err(fault @ (Fault::Ended | Fault::Denied(_) | Fault::Overdue)) => return Err(fault),
                 Err(fault) => look.failed.push((name, fault)),
             }
         }
-        let mut claims: Vec<Range<u64>> = look.heaps.iter().flat_map(|heap| heap.claims.clone()).collect();
-        claims.sort_by_key(|claim| claim.start);
-        look.heaps.extend(unknown(source, &claims, stacks)?);
+        let rest = unknown::rest(source, &claims, around)?;
+        look.heaps.extend(rest.heaps);
+        (look.stacks, look.code) = (rest.stacks, rest.code);
         look.heaps.sort_by_key(|heap| std::cmp::Reverse(heap.figures.resident));
         Ok(look)
     }
@@ -106,65 +135,42 @@ impl Look {
         gained
     }
 
+    /// The huge live blocks whose addresses are known, in order.
+    pub fn huge(&self) -> Vec<Range<u64>> {
+        let mut huge: Vec<Range<u64>> = self.known().flat_map(|heap| heap.huge.clone()).collect();
+        huge.sort_by_key(|block| block.start);
+        huge
+    }
+
     /// Whole free pages of all heaps that are resident now.
     pub fn returnable(&self) -> Bytes {
         self.heaps.iter().map(|heap| heap.figures.returnable).sum()
     }
 }
 
-/// Private anonymous memory that nobody claims, by name.
-fn unknown(source: &dyn MemorySource, claims: &[Range<u64>], stacks: &[u64]) -> Result<Vec<Heap>, Fault> {
-    let mut by_name: BTreeMap<String, (Figures, Vec<Range<u64>>)> = BTreeMap::new();
-    let mut residency = Residency::new(source);
-    for area in source.areas().iter().filter(|area| area.is_private_anon() && !is_stack(area, stacks)) {
-        let (figures, ranges) = by_name.entry(name(area)).or_default();
-        for rest in without(area.range.clone(), claims) {
-            figures.mapped += Bytes(rest.end - rest.start);
-            figures.resident += residency.present(rest.clone())?;
-            ranges.push(rest);
-        }
-    }
-    let heaps = by_name.into_iter().filter(|(_, (figures, _))| figures.resident > Bytes::ZERO);
-    Ok(heaps
-        .map(|(name, (figures, claims))| Heap {
-            name: Some(name),
-            figures,
-            claims,
-            ..Heap::new(Kind::Unknown)
-        })
-        .collect())
+/// What is known of `process` beside its memory.
+fn around(process: &Process, live: &Live) -> Result<Around, ReadError> {
+    let hints = match process.hints() {
+        Err(error @ ReadError::Vanished { .. }) => return Err(error),
+        hints => hints.unwrap_or_default(),
+    };
+    // To look for a JVM's counters in a world-writable directory is not worth it for every process.
+    let is_jvm = live.areas().iter().any(|area| area.path.ends_with(b"/libjvm.so"));
+    let jvm = if is_jvm { process.jvm().ok().flatten() } else { None };
+    Ok(Around { hints, jvm })
 }
 
-fn is_stack(area: &Area, stacks: &[u64]) -> bool {
-    area.path.starts_with(b"[stack") || stacks.iter().any(|pointer| area.range.contains(pointer))
-}
-
-/// What a mapping says of itself.
-fn name(area: &Area) -> String {
-    match area.path.as_slice() {
-        b"" => "anonymous".to_owned(),
-        b"[heap]" => "brk heap".to_owned(),
-        path => {
-            let label = path.strip_prefix(b"[anon:").and_then(|rest| rest.strip_suffix(b"]")).unwrap_or(path);
-            String::from_utf8_lossy(label.trim_ascii()).into_owned()
+/// The first address of `heap` that `claims`, which are in order, have already.
+fn claimed(heap: &Heap, claims: &[Range<u64>]) -> Option<u64> {
+    heap.claims.iter().find_map(|claim| {
+        let free = without(claim.clone(), claims);
+        match free.first() {
+            Some(first) if first.start > claim.start => Some(claim.start),
+            Some(first) if *first != *claim => Some(first.end),
+            None if !claim.is_empty() => Some(claim.start),
+            _ => None,
         }
-    }
-}
-
-/// The parts of `range` that none of `claims`, in order, takes.
-fn without(range: Range<u64>, claims: &[Range<u64>]) -> Vec<Range<u64>> {
-    let (mut rest, mut at) = (Vec::new(), range.start);
-    // Claims may overlap; those that end before the range were passed.
-    for claim in claims.iter().filter(|claim| claim.end > range.start && claim.start < range.end) {
-        if claim.start > at {
-            rest.push(at..claim.start);
-        }
-        at = at.max(claim.end);
-    }
-    if at < range.end {
-        rest.push(at..range.end);
-    }
-    rest
+    })
 }
 
 #[cfg(test)]
@@ -172,13 +178,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_of_a_range() {
-        let left = |claims: &[Range<u64>]| -> Vec<(u64, u64)> {
-            without(10..20, claims).iter().map(|rest| (rest.start, rest.end)).collect()
+    fn what_two_walkers_claim() {
+        let others = [10..20, 30..40];
+        let first = |claims: [Range<u64>; 2]| {
+            claimed(&Heap { claims: claims.to_vec(), ..Heap::new(Kind::Glibc) }, &others)
         };
-        assert_eq!(left(&[]), [(10, 20)]);
-        assert_eq!(left(&[0..5, 8..12, 11..14, 18..30]), [(14, 18)]);
-        assert_eq!(left(&[5..11, 12..13]), [(11, 12), (13, 20)]);
-        assert_eq!(left(&[5..12, 10..40]), []);
+        assert_eq!(first([0..10, 20..30]), None);
+        assert_eq!(first([0..5, 15..25]), Some(15));
+        assert_eq!(first([5..5, 25..50]), Some(30));
+        assert_eq!(first([20..21, 32..33]), Some(32));
     }
 }

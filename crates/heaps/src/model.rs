@@ -44,6 +44,24 @@ impl Display for Kind {
     }
 }
 
+/// Memory that is not divided further.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Extent {
+    /// Address space.
+    #[serde(rename = "mapped_bytes")]
+    pub mapped: Bytes,
+    /// What of it is in memory.
+    #[serde(rename = "resident_bytes")]
+    pub resident: Bytes,
+}
+
+impl std::ops::AddAssign for Extent {
+    fn add_assign(&mut self, other: Extent) {
+        self.mapped += other.mapped;
+        self.resident += other.resident;
+    }
+}
+
 /// How a heap's memory divides. `mapped = live + cached + free + metadata + unused`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Figures {
@@ -155,6 +173,12 @@ pub struct Corruption {
     pub what: String,
 }
 
+/// A live block from this size on is huge: a collection, a buffer, a table; nobody's small object.
+pub const HUGE_BLOCK: Bytes = Bytes::from_mib(1);
+
+/// So many huge blocks are known by address.
+pub(crate) const HUGE_MOST: usize = 256;
+
 /// One allocator in one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Heap {
@@ -162,7 +186,7 @@ pub struct Heap {
     pub kind: Kind,
     /// Its version, as far as its structure tells: "2.36", "2.35-2.42".
     pub version: Option<String>,
-    /// Of [`Kind::Unknown`]: what its mappings say it is, "Go heap", "brk heap".
+    /// Of [`Kind::Unknown`]: what its mappings say it is, "Go heap", "brk heap"; "anonymous" where nothing does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The whole of it.
@@ -185,6 +209,9 @@ pub struct Heap {
     /// its allocator while the process stands still.
     #[serde(skip)]
     pub returnable_ranges: Option<Vec<Range<u64>>>,
+    /// The huge live blocks, the first [`HUGE_MOST`], where the walker knows their addresses.
+    #[serde(skip)]
+    pub huge: Vec<Range<u64>>,
 }
 
 impl Heap {
@@ -202,6 +229,7 @@ impl Heap {
             notes: Vec::new(),
             claims: Vec::new(),
             returnable_ranges: None,
+            huge: Vec::new(),
         }
     }
 }

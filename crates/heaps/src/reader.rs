@@ -19,13 +19,22 @@ pub struct Reader<'s> {
     residency: Residency<'s>,
     start: u64,
     buf: Vec<u8>,
+    /// How much of `buf` was read; the rest is kept, so that nothing is set to zero to be overwritten.
+    filled: usize,
     ranges: Vec<Range<u64>>,
 }
 
 impl<'s> Reader<'s> {
     /// Nothing read yet.
     pub fn new(source: &'s dyn MemorySource) -> Reader<'s> {
-        Reader { source, residency: Residency::new(source), start: 0, buf: Vec::new(), ranges: Vec::new() }
+        Reader {
+            source,
+            residency: Residency::new(source),
+            start: 0,
+            buf: Vec::new(),
+            filled: 0,
+            ranges: Vec::new(),
+        }
     }
 
     /// What it reads.
@@ -37,18 +46,18 @@ impl<'s> Reader<'s> {
     /// is read; elsewhere only the pages asked for.
     pub fn bytes(&mut self, address: u64, len: usize) -> Result<&[u8], Fault> {
         let end = address.checked_add(len as u64).ok_or(Fault::Unmapped(address))?;
-        if address < self.start || end > self.start + self.buf.len() as u64 {
+        if address < self.start || end > self.start + self.filled as u64 {
             self.fill(address, end)?;
         }
         let at = (address - self.start) as usize;
-        self.buf.get(at..at + len).ok_or(Fault::Unmapped(address))
+        self.buf[..self.filled].get(at..at + len).ok_or(Fault::Unmapped(address))
     }
 
     /// What is at hand from `address` on: at least `len` bytes of it, for `len` up to 4 KiB, and more where
     /// reads go on upwards. For loops that do not want a call for each word.
     pub fn ahead(&mut self, address: u64, len: usize) -> Result<&[u8], Fault> {
         self.bytes(address, len)?;
-        self.buf.get((address - self.start) as usize..).ok_or(Fault::Unmapped(address))
+        self.buf[..self.filled].get((address - self.start) as usize..).ok_or(Fault::Unmapped(address))
     }
 
     /// The little-endian word at `address`.
@@ -69,7 +78,7 @@ impl<'s> Reader<'s> {
 
     /// Forgets what was read, so that the next read sees the target as it is then.
     pub fn refresh(&mut self) {
-        self.buf.clear();
+        self.filled = 0;
         self.residency.forget();
     }
 
@@ -77,6 +86,7 @@ impl<'s> Reader<'s> {
     pub fn copy(&mut self, range: Range<u64>, into: &mut Vec<u8>) -> Result<(), Fault> {
         let whole = self.window_of(range.start, range.end)?;
         let skip = (range.start - whole.start) as usize;
+        into.resize((whole.end - whole.start) as usize, 0);
         self.read_into(whole, into)?;
         into.drain(..skip);
         into.truncate((range.end - range.start) as usize);
@@ -91,16 +101,16 @@ impl<'s> Reader<'s> {
     }
 
     fn fill(&mut self, address: u64, end: u64) -> Result<(), Fault> {
-        let behind = self.start + self.buf.len() as u64;
+        let behind = self.start + self.filled as u64;
         let goes_on =
-            !self.buf.is_empty() && (self.start..=behind.saturating_add(SHORT as u64)).contains(&address);
+            self.filled > 0 && (self.start..=behind.saturating_add(SHORT as u64)).contains(&address);
         let area = self.source.area_at(address).ok_or(Fault::Unmapped(address))?;
         if !area.perms.read || end > area.range.end {
             return Err(Fault::Unmapped(address));
         }
         // Free lists often lead downwards: what was freed first stands below and comes last.
         let goes_down =
-            !self.buf.is_empty() && (self.start.saturating_sub(SHORT as u64)..self.start).contains(&address);
+            self.filled > 0 && (self.start.saturating_sub(SHORT as u64)..self.start).contains(&address);
         let least = self.window_of(address, end)?;
         let mut window = least.clone();
         if goes_on {
@@ -108,23 +118,31 @@ impl<'s> Reader<'s> {
         } else if goes_down {
             window.start = window.start.min(window.end.saturating_sub(WINDOW as u64).max(area.range.start));
         }
-        let mut buf = std::mem::take(&mut self.buf);
-        let mut read = self.read_into(window.clone(), &mut buf);
+        let mut read = self.read_window(window.clone());
         if let Err(Fault::Swapped(at) | Fault::Unmapped(at)) = read
             && window != least
         {
             // What was read in advance may be out of reach, and it alone.
             window = least.start..if at >= end { at - at % SHORT as u64 } else { least.end };
-            read = self.read_into(window.clone(), &mut buf);
+            read = self.read_window(window);
         }
-        if read.is_err() {
-            buf.clear();
-        }
-        (self.start, self.buf) = (window.start, buf);
         read
     }
 
-    fn read_into(&mut self, window: Range<u64>, buf: &mut Vec<u8>) -> Result<(), Fault> {
+    fn read_window(&mut self, window: Range<u64>) -> Result<(), Fault> {
+        let len = (window.end - window.start) as usize;
+        let mut buf = std::mem::take(&mut self.buf);
+        if buf.len() < len {
+            buf.resize(len, 0);
+        }
+        let read = self.read_into(window.clone(), &mut buf[..len]);
+        (self.start, self.buf) = (window.start, buf);
+        self.filled = if read.is_ok() { len } else { 0 };
+        read
+    }
+
+    /// Reads `window` into `buf`, which has its length.
+    fn read_into(&mut self, window: Range<u64>, buf: &mut [u8]) -> Result<(), Fault> {
         self.ranges.clear();
         let (ranges, mut swapped) = (&mut self.ranges, None);
         self.residency.each(window.clone(), |run, state| match state {
@@ -134,8 +152,7 @@ impl<'s> Reader<'s> {
         if let Some(address) = swapped {
             return Err(Fault::Swapped(address));
         }
-        let len = (window.end - window.start) as usize;
-        buf.resize(len, 0);
+        let len = buf.len();
         if let [run] = self.ranges.as_slice()
             && *run == window
         {

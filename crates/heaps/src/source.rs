@@ -22,6 +22,12 @@ pub enum Fault {
     /// The page is in swap; to read it would bring it back into memory.
     #[error("the page at {0:#x} is swapped out")]
     Swapped(u64),
+    /// The time that there was for it is over.
+    #[error("there was no time for it")]
+    Overdue,
+    /// Another allocator's books say that this address is theirs.
+    #[error("it takes {0:#x}, which another allocator has")]
+    Claimed(u64),
     /// Anything else that the system said.
     #[error("{0}: {1}")]
     Os(&'static str, Errno),

@@ -12,6 +12,7 @@ pub mod fork;
 pub mod host;
 pub mod hsperf;
 pub mod process;
+pub mod referenced;
 pub mod root;
 pub mod scan;
 pub mod shared;

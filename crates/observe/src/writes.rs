@@ -173,11 +173,7 @@ pub fn soft_dirty_works(process_self: &Process) -> bool {
 ///
 /// Errors: [`ReadError::Denied`] without the right to trace it.
 pub fn clear_soft_dirty(process: &Process) -> Result<(), ReadError> {
-    use rustix::fs::{Mode, OFlags, openat};
-    let fail = |e| ReadError::new(process.dir().path("clear_refs"), e);
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let fd = openat(process.dir().fd(), "clear_refs", flags, Mode::empty()).map_err(fail)?;
-    rustix::io::write(&fd, b"4").map(drop).map_err(fail)
+    crate::referenced::write(process, b"4")
 }
 
 /// How many bytes of `mappings` were written since [`clear_soft_dirty`], of those resident. Reads all of their

@@ -1,32 +1,46 @@
-//! Stopping every thread of a process for a moment: ptrace(PTRACE_SEIZE), which sends no signal and leaves no
-//! trace, and PTRACE_INTERRUPT.
+//! Stopping every thread of a process for a moment: `ptrace(PTRACE_SEIZE)` and `PTRACE_INTERRUPT`, which send no
+//! signal.
 //!
-//! Invariants: whatever happens the threads run again: [`Frozen`] releases them when it is dropped, and the
-//! kernel does when this process or thread ends, also by a kill (ptrace(2): a tracer's exit detaches); a signal
-//! that a thread was about to get when it stopped is handed on. ptrace's calls belong to the thread that made
-//! the first one, so a `Frozen` cannot be sent elsewhere.
+//! Invariants: whatever happens the threads run again. They are traced by a thread of their own, which ends when
+//! [`Frozen`] is released or dropped, or with this whole process, also by a kill; and the kernel lets go of what
+//! an ending thread traces (exit_ptrace, kernel/ptrace.c), also of a thread that had not stopped yet, for which
+//! PTRACE_DETACH is an error. A signal that a thread was about to get is handed on, and a process that was
+//! stopped by SIGSTOP stays so. One thing can be noticed from inside: epoll_wait(2), sigtimedwait(2), semop(2) and
+//! receiving with a timeout end with EINTR, as they do after SIGSTOP and SIGCONT (signal(7)).
 
 use rustix::io::Errno;
 use std::collections::BTreeSet;
-use std::marker::PhantomData;
+use std::fmt;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Rounds over /proc/PID/task until no new thread appears: a program that starts threads faster than they can be
 /// stopped is let go.
 const ROUNDS: usize = 64;
 
-/// The longest that a thread may take to stop. One that waits for its vfork child, or in a driver, does not
-/// until that ends.
+/// How long to wait for the next thread to stop, while the others stand still. One that waits for its vfork child,
+/// for a page in swap or in a driver stops when that ends.
 const PATIENCE: Duration = Duration::from_millis(200);
+
+/// The same for a thread that runs, or would if it had a processor: it stops as soon as it gets one (more than
+/// 200 ms with 20 busy threads on 2 processors).
+const PATIENCE_RUNNING: Duration = Duration::from_secs(1);
+
+/// Between two looks whether a thread has stopped. Most take 10 to 60 us (6.18).
+const PAUSE: Duration = Duration::from_micros(20);
 
 /// Why a process was not stopped; it runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FreezeError {
     /// ESRCH: it ended.
     Ended,
-    /// EPERM: another user's, not dumpable, forbidden by Yama, or traced by a debugger already.
+    /// EPERM: this process, such as a debugger, traces it already.
+    Traced(u32),
+    /// EPERM: another user's, not dumpable, or forbidden by Yama or another security module.
     Denied,
-    /// A thread did not stop in time: it waits in the kernel for something that cannot be interrupted.
+    /// This thread did not stop in time: it waits in the kernel for something that cannot be interrupted, or for a
+    /// processor.
     Stuck(u32),
     /// It starts threads faster than they can be stopped.
     Multiplying,
@@ -34,17 +48,19 @@ pub enum FreezeError {
     Os(Errno),
 }
 
-impl std::fmt::Display for FreezeError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for FreezeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            FreezeError::Ended => f.write_str("the process ended"),
-            FreezeError::Denied => f.write_str(
-                "it may not be traced: another user's (run as root), forbidden by Yama, or a debugger has it (see \
-                 TracerPid in its status)",
-            ),
-            FreezeError::Stuck(tid) => write!(f, "thread {tid} does not stop: it waits inside the kernel"),
+            FreezeError::Ended => f.write_str("it ended"),
+            FreezeError::Traced(tracer) => {
+                write!(f, "process {tracer} traces it already, as a debugger does")
+            }
+            FreezeError::Denied => f.write_str("it may not be traced"),
+            FreezeError::Stuck(tid) => {
+                write!(f, "thread {tid} does not stop: it waits inside the kernel, or for a processor")
+            }
             FreezeError::Multiplying => f.write_str("it starts threads faster than they can be stopped"),
-            FreezeError::Os(errno) => errno.fmt(f),
+            FreezeError::Os(errno) => write!(f, "ptrace: {errno}"),
         }
     }
 }
@@ -54,103 +70,186 @@ impl std::error::Error for FreezeError {}
 /// A process whose threads all stand still.
 #[derive(Debug)]
 pub struct Frozen {
-    threads: BTreeSet<u32>,
-    since: Instant,
-    /// ptrace's calls belong to a thread.
-    _not_send: PhantomData<*const ()>,
+    /// Dropping it tells the tracing thread to end.
+    hold: Option<Sender<()>>,
+    tracer: Option<JoinHandle<Duration>>,
 }
 
 impl Frozen {
     /// `ptrace(PTRACE_SEIZE)`, `ptrace(PTRACE_INTERRUPT)` for every thread of process `pid`, until all of them
-    /// have stopped. On an error none stands still.
+    /// have stopped and no new one appears. On an error none stands still.
+    ///
+    /// Needs the right to trace: PTRACE_MODE_ATTACH (ptrace(2)), so Yama counts.
     pub fn stop(pid: u32) -> Result<Frozen, FreezeError> {
-        let mut frozen = Frozen { threads: BTreeSet::new(), since: Instant::now(), _not_send: PhantomData };
-        for _ in 0..ROUNDS {
-            let before = frozen.threads.len();
-            for tid in threads(pid)? {
-                if !frozen.threads.contains(&tid) {
-                    frozen.seize(pid, tid)?;
-                }
+        let (hold, until) = channel();
+        let (tell, stopped) = channel();
+        let body = move || trace(pid, &tell, &until);
+        let thread = std::thread::Builder::new().name("freeze".to_owned()).spawn(body);
+        let tracer = thread.map_err(|e| FreezeError::Os(Errno::from_io_error(&e).unwrap_or(Errno::AGAIN)))?;
+        let mut frozen = Frozen { hold: Some(hold), tracer: Some(tracer) };
+        match stopped.recv() {
+            Ok(Ok(())) => Ok(frozen),
+            Ok(Err(error)) => {
+                frozen.end();
+                Err(error)
             }
-            if frozen.threads.len() == before {
-                return if before > 0 { Ok(frozen) } else { Err(FreezeError::Ended) };
-            }
+            // The tracing thread sends before it ends.
+            Err(_) => Err(FreezeError::Os(Errno::AGAIN)),
         }
-        Err(FreezeError::Multiplying)
     }
 
-    /// Lets the threads run; returns for how long the first of them stood still.
+    /// Lets the threads run; returns for how long the first of them stood still, at most.
     pub fn release(mut self) -> Duration {
-        self.detach();
-        self.since.elapsed()
+        self.end()
     }
 
-    fn seize(&mut self, pid: u32, tid: u32) -> Result<(), FreezeError> {
-        match ptrace(libc::PTRACE_SEIZE, tid, 0) {
-            Ok(()) => {}
-            // A thread that ended is no thread any more; the leader's zombie is EPERM.
-            Err(Errno::SRCH) => return Ok(()),
-            Err(Errno::PERM) if tid == pid && is_zombie(pid, tid) => return Ok(()),
-            Err(Errno::PERM) => return Err(FreezeError::Denied),
-            Err(errno) => return Err(FreezeError::Os(errno)),
-        }
-        self.threads.insert(tid);
-        match ptrace(libc::PTRACE_INTERRUPT, tid, 0) {
-            Ok(()) | Err(Errno::SRCH) => {}
-            Err(errno) => return Err(FreezeError::Os(errno)),
-        }
-        if !self.wait(tid)? {
-            self.threads.remove(&tid);
-        }
-        Ok(())
-    }
-
-    /// Waits until `tid` stands still; false if it ended instead.
-    fn wait(&self, tid: u32) -> Result<bool, FreezeError> {
-        let began = Instant::now();
-        loop {
-            match wait_once(tid) {
-                Ok(Some(status)) if libc::WIFSTOPPED(status) => {
-                    if status >> 16 == libc::PTRACE_EVENT_STOP {
-                        return Ok(true);
-                    }
-                    // It stopped to get a signal: it shall have it, and stops again for the interrupt.
-                    let signal = libc::WSTOPSIG(status);
-                    let _ended_is_seen_by_the_next_wait = ptrace(libc::PTRACE_CONT, tid, signal);
-                }
-                Ok(Some(_)) | Err(Errno::CHILD) => return Ok(false),
-                Ok(None) if began.elapsed() > PATIENCE => return Err(FreezeError::Stuck(tid)),
-                Ok(None) => std::thread::sleep(Duration::from_micros(20)),
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(FreezeError::Os(errno)),
-            }
-        }
-    }
-
-    fn detach(&mut self) {
-        for tid in std::mem::take(&mut self.threads) {
-            // One that never stopped (FreezeError::Stuck) cannot be detached by a call: it runs on until it meets
-            // the interrupt, and the kernel lets it go when this thread ends. Whoever sees that error should end.
-            let _ended = ptrace(libc::PTRACE_DETACH, tid, 0);
-        }
+    fn end(&mut self) -> Duration {
+        self.hold = None;
+        // A panic of the tracing thread ended it, and so let the threads go.
+        self.tracer.take().and_then(|tracer| tracer.join().ok()).unwrap_or_default()
     }
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        self.detach();
+        self.end();
     }
 }
 
-fn threads(pid: u32) -> Result<Vec<u32>, FreezeError> {
+/// The tracing thread: stops `pid`, says how that went, and lets it go when `until` closes.
+fn trace(pid: u32, tell: &Sender<Result<(), FreezeError>>, until: &Receiver<()>) -> Duration {
+    let mut threads =
+        Threads { pid, since: Instant::now(), stopped: BTreeSet::new(), called: BTreeSet::new() };
+    let result = threads.stop();
+    let failed = result.is_err();
+    if tell.send(result).is_ok() && !failed {
+        // An error is what it waits for: the other end is gone.
+        let _ = until.recv();
+    }
+    threads.release();
+    threads.since.elapsed()
+}
+
+/// The threads of a process, as their tracer knows them.
+struct Threads {
+    pid: u32,
+    /// Before the first one was called.
+    since: Instant,
+    /// Stand still.
+    stopped: BTreeSet<u32>,
+    /// Shall stop.
+    called: BTreeSet<u32>,
+}
+
+impl Threads {
+    fn stop(&mut self) -> Result<(), FreezeError> {
+        for _ in 0..ROUNDS {
+            let mut new = false;
+            for tid in ids(self.pid)? {
+                new |= !self.stopped.contains(&tid) && self.call(tid)?;
+            }
+            if !new {
+                return if self.stopped.is_empty() { Err(FreezeError::Ended) } else { Ok(()) };
+            }
+            self.await_stops()?;
+        }
+        Err(FreezeError::Multiplying)
+    }
+
+    /// Seizes thread `tid` and calls upon it to stop; false if it has ended.
+    fn call(&mut self, tid: u32) -> Result<bool, FreezeError> {
+        if self.stopped.is_empty() && self.called.is_empty() {
+            self.since = Instant::now();
+        }
+        match ptrace(libc::PTRACE_SEIZE, tid, 0) {
+            Ok(()) => {}
+            Err(Errno::SRCH) => return Ok(false),
+            // A thread that has ended and waits to be reaped, as the first one does while others live on.
+            Err(Errno::PERM) if matches!(state(self.pid, tid), None | Some(b'Z' | b'X')) => return Ok(false),
+            Err(Errno::PERM) => {
+                return Err(tracer(self.pid, tid).map_or(FreezeError::Denied, FreezeError::Traced));
+            }
+            Err(errno) => return Err(FreezeError::Os(errno)),
+        }
+        match ptrace(libc::PTRACE_INTERRUPT, tid, 0) {
+            // Ended since: the wait will say so.
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(errno) => return Err(FreezeError::Os(errno)),
+        }
+        self.called.insert(tid);
+        Ok(true)
+    }
+
+    /// Waits until none is called any more: each has stopped, or ended.
+    fn await_stops(&mut self) -> Result<(), FreezeError> {
+        let mut last = Instant::now();
+        while let Some(&slowest) = self.called.first() {
+            match wait() {
+                Ok(Some((tid, status))) => {
+                    self.tell(tid, status);
+                    last = Instant::now();
+                }
+                Ok(None) if last.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+                Ok(None) => match state(self.pid, slowest) {
+                    // One that calls exec becomes the first thread, and nothing is said of its old id.
+                    None => drop(self.called.remove(&slowest)),
+                    Some(b'R') if last.elapsed() < PATIENCE_RUNNING => std::thread::sleep(PAUSE),
+                    Some(_) => return Err(FreezeError::Stuck(slowest)),
+                },
+                // None is traced any more: all have ended.
+                Err(Errno::CHILD) => self.called.clear(),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(FreezeError::Os(errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What a wait said of `tid`.
+    fn tell(&mut self, tid: u32, status: libc::c_int) {
+        if !libc::WIFSTOPPED(status) {
+            self.called.remove(&tid);
+            self.stopped.remove(&tid);
+        } else if status >> 16 == libc::PTRACE_EVENT_STOP {
+            self.called.remove(&tid);
+            self.stopped.insert(tid);
+        } else {
+            // It stopped to get a signal: it shall have it, and then stops as it was called to. An error says
+            // that it was killed meanwhile, and the next wait says so too.
+            let _ = ptrace(libc::PTRACE_CONT, tid, libc::WSTOPSIG(status));
+        }
+    }
+
+    /// `ptrace(PTRACE_DETACH)`; the end of this thread does the same, only later.
+    fn release(&mut self) {
+        for tid in std::mem::take(&mut self.stopped) {
+            let _ = ptrace(libc::PTRACE_DETACH, tid, 0);
+        }
+    }
+}
+
+fn ids(pid: u32) -> Result<Vec<u32>, FreezeError> {
     let entries = std::fs::read_dir(format!("/proc/{pid}/task")).map_err(|_| FreezeError::Ended)?;
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
 }
 
-fn is_zombie(pid: u32, tid: u32) -> bool {
-    let stat = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
-    let after = stat.iter().rposition(|&byte| byte == b')').map_or(0, |at| at + 2);
-    matches!(stat.get(after), Some(b'Z' | b'X'))
+/// The letter of what thread `tid` does; `None` where there is none any more.
+fn state(pid: u32, tid: u32) -> Option<u8> {
+    let stat = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    let name_end = stat.iter().rposition(|&byte| byte == b')')?;
+    stat.get(name_end + 2).copied()
+}
+
+/// The process that traces thread `tid`. TracerPid names its tracing thread.
+fn tracer(pid: u32, tid: u32) -> Option<u32> {
+    let thread = number(&format!("/proc/{pid}/task/{tid}/status"), "TracerPid:")?;
+    (thread != 0).then(|| number(&format!("/proc/{thread}/status"), "Tgid:").unwrap_or(thread))
+}
+
+/// The number in the line of `status` that begins with `key`.
+fn number(status: &str, key: &str) -> Option<u32> {
+    let text = String::from_utf8_lossy(&std::fs::read(status).ok()?).into_owned();
+    text.lines().find_map(|line| line.strip_prefix(key))?.trim().parse().ok()
 }
 
 /// `ptrace(request, tid, 0, data)` for requests whose data is a number.
@@ -164,15 +263,17 @@ fn ptrace(request: libc::c_uint, tid: u32, data: libc::c_int) -> Result<(), Errn
     if result == 0 { Ok(()) } else { Err(last()) }
 }
 
-/// `waitpid(tid, __WALL | WNOHANG)`: the status, if there is one.
-fn wait_once(tid: u32) -> Result<Option<libc::c_int>, Errno> {
+/// `waitpid(-1, __WALL | __WNOTHREAD | WNOHANG)`: the next thread of which there is something to say, among
+/// those that this thread traces, and its status.
+fn wait() -> Result<Option<(u32, libc::c_int)>, Errno> {
     let mut status = 0;
+    let options = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
     // SAFETY: `status` is an int that lives for the call, which is all that is written.
     #[allow(unsafe_code)]
-    let waited = unsafe { libc::waitpid(tid as libc::pid_t, &mut status, libc::__WALL | libc::WNOHANG) };
+    let waited = unsafe { libc::waitpid(-1, &mut status, options) };
     match waited {
         0 => Ok(None),
-        1.. => Ok(Some(status)),
+        1.. => Ok(Some((waited as u32, status))),
         _ => Err(last()),
     }
 }

@@ -70,16 +70,16 @@ fn alone(stage: &mut Stage, len: Bytes, give_back: bool) -> Result<()> {
     stage.verify("page_tables", procfs::status(pid)?.bytes("VmPTE")?, tables(len), 5)
 }
 
+/// The truth is what the processes' own books say: the host's count also moves with whoever else ends or starts.
 fn spread(stage: &mut Stage, processes: u32, len: Bytes) -> Result<()> {
-    let before = procfs::meminfo()?.bytes("PageTables")?;
+    let mut made = Bytes::ZERO;
     for _ in 0..processes {
         let actor = Actor::ready(|line| {
             let _sparse = touch(len, true)?;
             line.ready()?;
             line.park()
         })?;
-        stage.cast(actor);
+        made += procfs::status(stage.cast(actor))?.bytes("VmPTE")?;
     }
-    let grown = procfs::meminfo()?.bytes("PageTables")? - before;
-    stage.verify("page_tables", grown, tables(len) * u64::from(processes), 10)
+    stage.verify("page_tables", made, tables(len) * u64::from(processes), 10)
 }

@@ -3,57 +3,72 @@
 //! Each row goes out by itself, so that what was seen is kept whatever ends the watch: Ctrl-C, the process's end,
 //! a reader that goes away (all three end it well), a full disk (an error).
 
-use super::{HeapArgs, json, look};
+use super::{HeapArgs, Seen, Target};
+use crate::render::{self, Page};
 use anyhow::Context;
-use ebbtide_explain::count;
-use ebbtide_heaps::{Heap, Look};
+use ebbtide_heaps::{Figures, Heap, Look};
 use ebbtide_observe::Bytes;
-use ebbtide_observe::process::Process;
 use ebbtide_sys::interrupt::Interrupts;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-/// Size classes named for having grown the most.
-const GROWN: usize = 3;
+/// How rows are written.
+enum Form {
+    Table(Page),
+    Csv,
+    Json,
+}
 
-pub(super) fn run(process: &Process, interval: Duration, args: &HeapArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn run(target: &Target, interval: Duration, args: &HeapArgs) -> anyhow::Result<ExitCode> {
     let stop = Interrupts::catch().context("cannot hold signals back")?;
+    let form = match args {
+        _ if args.output.json => Form::Json,
+        _ if args.csv => Form::Csv,
+        _ => Form::Table(Page::of_stdout()),
+    };
     let mut first: Option<Look> = None;
-    let (start, mut looks) = (Instant::now(), 0u32);
-    loop {
-        let (look, pause) = match look(process, args.freeze) {
+    let start = Instant::now();
+    for number in 1u32.. {
+        let seen = match target.look(args.freeze) {
             Ok(seen) => seen,
-            Err(_) if looks > 0 && has_ended(process) => {
-                eprintln!("ebb: process {} has ended", process.pid());
+            Err(_) if first.is_some() && target.has_ended() => {
+                // Where even this cannot be written, nobody waits for it.
+                let _ = writeln!(std::io::stderr(), "ebb: process {} has ended", target.pid);
                 break;
             }
             Err(error) => return Err(error),
         };
-        let known: Vec<&Heap> = look.known().collect();
-        let rss = process.statm().map(|statm| statm.resident.bytes()).unwrap_or_default();
-        let text = if args.output.json {
-            serde_json::to_string(&json(process, &look, pause))? + "\n"
-        } else if args.csv {
-            csv(&known, rss, looks == 0)
-        } else {
-            row(&known, rss, start.elapsed(), first.as_ref().map(|first| look.gained_since(first)).as_deref())
-        };
-        if !write(&text)? {
+        if !write(&text(&form, &seen, start.elapsed(), first.as_ref())?)? {
             break;
         }
-        looks = looks.saturating_add(1);
-        first.get_or_insert(look);
-        if stop.wait(interval) {
+        first.get_or_insert(seen.look);
+        // Looks are as far apart as asked for, however long each takes.
+        let next = interval.saturating_mul(number);
+        if args.time.is_some_and(|time| next > time) || stop.wait(next.saturating_sub(start.elapsed())) {
             break;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A zombie has no memory; what was executed anew goes on.
-fn has_ended(process: &Process) -> bool {
-    !process.status().is_ok_and(|status| status.vm.is_some())
+fn text(form: &Form, seen: &Seen, at: Duration, first: Option<&Look>) -> anyhow::Result<String> {
+    let head = first.is_none();
+    Ok(match form {
+        Form::Json => serde_json::to_string(&seen.json())? + "\n",
+        Form::Csv if head => format!("{CSV_HEAD}\n{}", csv(seen)),
+        Form::Csv => csv(seen),
+        Form::Table(page) if head => format!("{}\n{}\n", table_head(*page), row(seen, at)),
+        Form::Table(page) => {
+            let mut row = row(seen, at);
+            let room = page.width.saturating_sub(render::columns(&row) + GAP.len());
+            let grown = first.map(|first| grown(&seen.look.gained_since(first), room)).unwrap_or_default();
+            if !grown.is_empty() {
+                row.extend([GAP, &grown]);
+            }
+            row + "\n"
+        }
+    })
 }
 
 /// False where the reader went away.
@@ -66,67 +81,108 @@ fn write(text: &str) -> anyhow::Result<bool> {
     }
 }
 
-fn row(heaps: &[&Heap], rss: Bytes, at: Duration, gained: Option<&[(Bytes, u64, Bytes)]>) -> String {
-    let mut out = String::new();
-    if gained.is_none() {
-        out += "    TIME       RSS    MAPPED      LIVE    CACHED      FREE  RETURNABLE  GREW MOST\n";
+const GAP: &str = "  ";
+
+const TABLE_HEAD: &str = "    TIME      RSS     LIVE   CACHED     FREE RETURNABLE";
+
+/// The columns of a table; the last one is there if a size class fits in it.
+fn table_head(page: Page) -> String {
+    let room = page.width.saturating_sub(TABLE_HEAD.len() + GAP.len());
+    if room < "≤1.00 KiB +1.00 KiB".chars().count() {
+        return TABLE_HEAD.to_owned();
     }
-    let sum =
-        |of: fn(&Heap) -> Bytes| -> String { heaps.iter().map(|heap| of(heap)).sum::<Bytes>().to_string() };
-    out += &format!(
-        "{:>6.0} s {:>9} {:>9} {:>9} {:>9} {:>9} {:>11}  {}\n",
+    format!("{TABLE_HEAD}{GAP}GREW MOST")
+}
+
+/// Sums over the heaps that are known. What a size class grew by has room beside it on 80 columns.
+fn row(seen: &Seen, at: Duration) -> String {
+    let sum = |of: fn(&Figures) -> Bytes| -> String {
+        seen.look.known().map(|heap| of(&heap.figures)).sum::<Bytes>().to_string()
+    };
+    format!(
+        "{:>6.1} s {:>8} {:>8} {:>8} {:>8} {:>10}",
         at.as_secs_f64(),
-        rss.to_string(),
-        sum(|heap| heap.figures.mapped),
-        sum(|heap| heap.figures.live),
-        sum(|heap| heap.figures.cached),
-        sum(|heap| heap.figures.free),
-        sum(|heap| heap.figures.returnable),
-        gained.map(grown).unwrap_or_default(),
-    );
-    out
+        seen.rss.unwrap_or_default().to_string(),
+        sum(|figures| figures.live),
+        sum(|figures| figures.cached),
+        sum(|figures| figures.free),
+        sum(|figures| figures.returnable),
+    )
 }
 
-/// The size classes that live bytes grew most in since the first look.
-fn grown(gained: &[(Bytes, u64, Bytes)]) -> String {
-    let named = gained
-        .iter()
-        .take(GROWN)
-        .map(|(up_to, blocks, bytes)| format!("up to {up_to}: +{bytes} (+{} blocks)", count(*blocks)));
-    named.collect::<Vec<_>>().join(", ")
-}
-
-fn csv(heaps: &[&Heap], rss: Bytes, head: bool) -> String {
+/// The size classes that gained the most live bytes since the first look, as many as there is room for.
+fn grown(gained: &[(Bytes, u64, Bytes)], room: usize) -> String {
     let mut out = String::new();
-    if head {
-        out += "unix_ms,allocator,version,rss_bytes,mapped_bytes,resident_bytes,live_bytes,cached_bytes,free_bytes,\
-                returnable_bytes,returnable_by_trim_bytes,pinned_free_bytes,metadata_bytes,unused_bytes,free_chunks,\
-                largest_free_bytes,arenas,unresolved_bytes\n";
-    }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    for heap in heaps {
-        let figures = &heap.figures;
-        let by_trim = figures.returnable_by_trim.map(|bytes| bytes.0.to_string()).unwrap_or_default();
-        // A version is digits and dots, or words of ours: nothing in it needs quotes.
-        let version = heap.version.as_deref().unwrap_or_default().replace([',', '"', '\n'], " ");
-        out += &format!(
-            "{now},{},{version},{},{},{},{},{},{},{},{by_trim},{},{},{},{},{},{},{}\n",
-            heap.kind,
-            rss.0,
-            figures.mapped.0,
-            figures.resident.0,
-            figures.live.0,
-            figures.cached.0,
-            figures.free.0,
-            figures.returnable.0,
-            figures.pinned_free.0,
-            figures.metadata.0,
-            figures.unused.0,
-            figures.free_chunks,
-            figures.largest_free.0,
-            heap.arenas.len(),
-            heap.certainty.unresolved.0,
-        );
+    for (up_to, _, bytes) in gained {
+        let separator = if out.is_empty() { "" } else { ", " };
+        let next = format!("{separator}≤{up_to} +{bytes}");
+        if render::columns(&out) + render::columns(&next) > room {
+            break;
+        }
+        out.push_str(&next);
     }
     out
+}
+
+const CSV_HEAD: &str = "unix_ms,allocator,version,rss_bytes,mapped_bytes,resident_bytes,live_bytes,cached_bytes,\
+    free_bytes,returnable_bytes,returnable_by_trim_bytes,pinned_free_bytes,metadata_bytes,unused_bytes,free_chunks,\
+    largest_free_bytes,arenas,unresolved_bytes";
+
+/// A row for each heap that is known; one of the process alone where there is none.
+fn csv(seen: &Seen) -> String {
+    let (time, rss) = (seen.unix_ms(), seen.rss.unwrap_or_default().0);
+    let rows: String = seen.look.known().map(|heap| csv_row(time, rss, heap)).collect();
+    if rows.is_empty() { format!("{time},,,{rss}{}\n", ",".repeat(14)) } else { rows }
+}
+
+fn csv_row(time: u64, rss: u64, heap: &Heap) -> String {
+    let figures = &heap.figures;
+    let by_trim = figures.returnable_by_trim.map(|bytes| bytes.0.to_string()).unwrap_or_default();
+    // A version is digits and dots, or words of ours, but some are read from the program.
+    let version = heap.version.as_deref().unwrap_or_default();
+    let version = version.replace(|c: char| c == ',' || c == '"' || c.is_control(), " ");
+    format!(
+        "{time},{},{version},{rss},{},{},{},{},{},{},{by_trim},{},{},{},{},{},{},{}\n",
+        heap.kind,
+        figures.mapped.0,
+        figures.resident.0,
+        figures.live.0,
+        figures.cached.0,
+        figures.free.0,
+        figures.returnable.0,
+        figures.pinned_free.0,
+        figures.metadata.0,
+        figures.unused.0,
+        figures.free_chunks,
+        figures.largest_free.0,
+        heap.arenas.len(),
+        heap.certainty.unresolved.0,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_classes_as_fit() {
+        let gained = [(Bytes(64), 10, Bytes(640)), (Bytes(4096), 1, Bytes(4096)), (Bytes(32), 1, Bytes(32))];
+        assert_eq!(grown(&gained, 12), "≤64 B +640 B");
+        assert_eq!(grown(&gained, 40), "≤64 B +640 B, ≤4.00 KiB +4.00 KiB");
+        assert_eq!((grown(&gained, 11), grown(&[], 40)), (String::new(), String::new()));
+    }
+
+    #[test]
+    fn every_row_has_every_column() {
+        let heap = Heap { version: Some("2,36\n\"".to_owned()), ..Heap::new(ebbtide_heaps::Kind::Glibc) };
+        let look = Look { heaps: vec![heap.clone(), heap], ..Look::default() };
+        let at = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        let mut seen = Seen { pid: 1, name: Default::default(), rss: Some(Bytes(7)), look, stop: None, at };
+        let columns = |text: &str| text.lines().map(|row| row.split(',').count()).collect::<Vec<_>>();
+        let head = CSV_HEAD.split(',').count();
+        assert_eq!(columns(&csv(&seen)), [head, head]);
+        assert!(csv(&seen).starts_with("1000,glibc,2 36  ,7,0,"), "{}", csv(&seen));
+        seen.look.heaps.clear();
+        assert_eq!(columns(&csv(&seen)), [head]);
+    }
 }

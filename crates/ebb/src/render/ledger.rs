@@ -17,6 +17,17 @@ const MUCH: f64 = 0.02;
 
 /// Appends `ledger`, largest line first, `unaccounted` last.
 pub(crate) fn ledger(out: &mut String, page: Page, ledger: &Ledger, all: bool) {
+    let rows = lines(out, page, ledger, all);
+    let colour = if ledger.unaccounted.share_of(ledger.total) > MUCH { CAUSE } else { Style::new() };
+    rows.row(out, "unaccounted", ledger.unaccounted, colour, |_| String::new());
+}
+
+/// Appends the lines of a ledger that leaves nothing out.
+pub(crate) fn division(out: &mut String, page: Page, ledger: &Ledger, all: bool) {
+    lines(out, page, ledger, all);
+}
+
+fn lines(out: &mut String, page: Page, ledger: &Ledger, all: bool) -> Rows {
     let mut lines: Vec<&Line> = ledger.lines.iter().collect();
     lines.sort_by_key(|line| std::cmp::Reverse(line.bytes));
     let (large, small): (Vec<&Line>, Vec<&Line>) =
@@ -32,8 +43,7 @@ pub(crate) fn ledger(out: &mut String, page: Page, ledger: &Ledger, all: bool) {
         let sum = small.iter().map(|line| line.bytes).sum();
         rows.row(out, "other lines", sum, Style::new(), |room| cut_words(&names.join(", "), room));
     }
-    let colour = if ledger.unaccounted.share_of(ledger.total) > MUCH { CAUSE } else { Style::new() };
-    rows.row(out, "unaccounted", ledger.unaccounted, colour, |_| String::new());
+    rows
 }
 
 /// What all rows of a ledger share.

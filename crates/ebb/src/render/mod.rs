@@ -13,7 +13,7 @@ mod table;
 
 pub(crate) use findings::findings;
 pub(crate) use growth::growth;
-pub(crate) use ledger::{ledger, percent};
+pub(crate) use ledger::{division, ledger, percent};
 pub(crate) use style::*;
 pub(crate) use table::{Align, Table};
 

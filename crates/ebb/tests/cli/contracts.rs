@@ -152,6 +152,11 @@ fn nonsense_arguments_are_errors() {
         &["dentries"],
         &["dentries", "--who", "8d"],
         &["fork"],
+        &["heap"],
+        &["heap", "1", "--csv"],
+        &["heap", "1", "--for", "1s"],
+        &["heap", "1", "--watch", "0"],
+        &["heap", "1", "--watch", "1s", "--csv", "--json"],
         &["completions", "tcsh\x1b"],
         &["--jason"],
         &["no-verb"],
@@ -163,7 +168,7 @@ fn nonsense_arguments_are_errors() {
 
 #[test]
 fn help_completions_and_man_pages_know_every_verb() {
-    let verbs = ["explain", "ps", "dentries", "fork", "causes", "completions"];
+    let verbs = ["explain", "ps", "heap", "dentries", "fork", "causes", "completions"];
     let help = run(&mut ebb(&["--help"]));
     assert_eq!(help.code, 0);
     let dir = tempfile::tempdir().unwrap();

@@ -57,7 +57,9 @@ fn an_ordinary_user_sees_less_and_is_told() {
     assert!(copied.as_nobody(&["ps"]).out.contains("~ estimated"));
 
     for verb in [&["heap", &pid][..], &["heap", &pid, "--freeze"]] {
-        assert!(copied.as_nobody(verb).refused().contains("root"), "{verb:?}");
+        let refused = copied.as_nobody(verb);
+        let advice = format!("It is another user's. As root it goes: sudo ebb {}", verb.join(" "));
+        assert!(refused.refused().contains(&advice), "{refused:?}");
     }
     let refused = copied.as_nobody(&["explain", &pid]);
     assert!(refused.refused().contains("its owner or as root"), "{refused:?}");
@@ -79,6 +81,10 @@ fn an_ordinary_user_sees_all_of_what_is_theirs() {
     assert_eq!(report["target"]["name"], "cat");
     let fork = copied.as_nobody(&["fork", &pid, "--for", "100ms", "--json"]).json("fork");
     assert_eq!(fork["would_succeed"], true, "{fork:#}");
+    let heap = copied.as_nobody(&["heap", &pid, "--json"]).json("heap");
+    assert_eq!((heap["pid"].as_u64(), &heap["name"]), (Some(own.pid().into()), &"cat".into()));
+    let frozen = copied.as_nobody(&["heap", &pid, "--freeze", "--json"]).json("heap");
+    assert!(frozen["longest_stop_us"].as_u64() > Some(0), "{frozen:#}");
 }
 
 #[test]
@@ -117,6 +123,9 @@ fn texts(pid: &str) -> Vec<Vec<&str>> {
         vec!["explain", pid, "--all", "--for", "300ms"],
         vec!["explain", "--host", "--for", "300ms"],
         vec!["fork", pid, "--for", "100ms"],
+        vec!["heap", pid],
+        vec!["heap", pid, "--all"],
+        vec!["heap", pid, "--watch", "10ms", "--for", "50ms"],
         vec!["causes"],
         vec!["causes", "kernel-pages"],
     ]

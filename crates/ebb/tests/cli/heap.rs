@@ -1,10 +1,13 @@
 //! `ebb heap`: its contract on a real process, and what becomes of the process.
 
-use crate::{ebb, run};
-use ebbtide_testkit::Child;
+use crate::{Ran, ebb, run, skipped};
+use ebbtide_testkit::child::installed;
+use ebbtide_testkit::{Child, Nginx};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use unicode_width::UnicodeWidthStr;
 
 /// What [`crate::programs`]'s "kept" has freed, nearly.
 const FREED: u64 = 60 << 20;
@@ -108,17 +111,169 @@ fn a_full_disk_is_an_error() {
 }
 
 #[test]
-fn a_process_that_becomes_another_program_is_read_or_refused() {
-    let mut child = Child::start("execs", &[]);
+fn a_watch_ends_well_by_a_signal_and_after_its_time() {
+    let child = Child::start("kept", &[]);
     let pid = child.pid().to_string();
-    let watch = |pid: &str| -> Command { ebb(&["heap", pid, "--json"]) };
-    run(&mut watch(&pid)).json("heap");
-    child.tell("go");
-    for _ in 0..20 {
-        let ran = run(&mut watch(&pid));
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut command = ebb(&["heap", &pid, "--watch", "1h", "--csv"]);
+        let mut watch = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+        // The heading and the first row are there before the hour is over.
+        assert!(lines.by_ref().take(2).all(|line| line.contains(',')));
+        kill_process(Pid::from_child(&watch), signal).unwrap();
+        assert_eq!(lines.count(), 0);
+        let ended = watch.wait_with_output().unwrap();
+        assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+    }
+    let ran = run(&mut ebb(&["heap", &pid, "--watch", "20ms", "--for", "60ms", "--json"]));
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    let mut times = Vec::new();
+    for line in ran.out.lines() {
+        let look = Ran { code: 0, out: line.to_owned(), err: String::new() }.json("heap");
+        times.push(look["unix_ms"].as_u64().unwrap());
+    }
+    assert!(times.len() == 4 && times.is_sorted(), "{times:?}");
+}
+
+#[test]
+fn a_watch_names_the_sizes_that_grow() {
+    let mut child = Child::start("grows", &[]);
+    let pid = child.pid().to_string();
+    // It ends by itself where it never says what it should.
+    let mut watch = ebb(&["heap", &pid, "--watch", "10ms", "--for", "5m"]);
+    let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut rows = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(rows.next().unwrap().ends_with("GREW MOST"));
+    assert!(rows.next().unwrap().contains("iB"));
+    child.ask("more");
+    let grown = rows.find(|row| row.contains("≤1.00 KiB +")).unwrap();
+    assert!(grown.contains(" KiB") && grown.width() <= 80, "{grown}");
+    drop(child);
+    rows.for_each(drop);
+    assert!(watch.wait().unwrap().success());
+}
+
+/// A look is taken again if the program changed below it.
+#[test]
+fn a_process_that_becomes_another_program_again_and_again() {
+    let script = "read line; test \"$line\" && echo \"@ready $line\"; exec sh -c \"$0\" \"$0\"";
+    let busy = "exec sh -c \"$0\" \"$0\" $(($1 + 1))";
+    let start = |script: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("echo \"@ready $$\"; {script}"), script, "0"]);
+        Child::spawn(&mut command)
+    };
+    for script in [busy, script] {
+        let child = start(script);
+        for round in 0..20 {
+            let options = if round % 2 == 0 { &["--json"][..] } else { &["--json", "--freeze"] };
+            let ran = run(ebb(&["heap", &child.pid().to_string()]).args(options));
+            match ran.code {
+                0 => drop(ran.json("heap")),
+                _ => drop(ran.refused().to_owned()),
+            }
+        }
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", child.pid())).unwrap();
+        assert!(!state.contains(") Z ") && !state.contains(") T "), "it runs on: {state}");
+    }
+}
+
+/// However far the walk is when it happens.
+#[test]
+fn a_process_that_is_killed_while_it_is_read() {
+    for round in 0..20u32 {
+        let child = Child::start("kept", &[]);
+        let options = if round % 2 == 0 { &["--json"][..] } else { &["--json", "--freeze"] };
+        let mut command = ebb(&["heap", &child.pid().to_string()]);
+        let ebb = command.args(options).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // What is read of the other takes ever longer, and so does the way to its end.
+        (0..round).for_each(|_| drop(std::fs::read(format!("/proc/{}/smaps", ebb.id()))));
+        drop(child);
+        let output = ebb.wait_with_output().unwrap();
+        let (out, err) =
+            (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        let ran = Ran { code: output.status.code().unwrap(), out, err };
         match ran.code {
             0 => drop(ran.json("heap")),
-            _ => drop(ran.refused().to_owned()),
+            _ => assert!(
+                ran.refused().contains("there is no process") || ran.err.contains("has ended"),
+                "{ran:?}"
+            ),
         }
     }
+}
+
+/// The answer about an nginx worker after its bursts: garbage before a collection, kept pages after it.
+#[test]
+fn an_nginx_worker_with_lua() {
+    let Some(nginx) = Nginx::start() else { return };
+    let pid = nginx.pid().to_string();
+    let first = || {
+        let report = run(&mut ebb(&["explain", &pid, "--json"])).report();
+        let finding = report["findings"][0].clone();
+        assert!(finding["summary"].as_str().is_some_and(|text| text.contains("LuaJIT")), "{report:#}");
+        let cause = finding["cause"].as_str().unwrap().to_owned();
+        (cause, finding["bytes"].as_u64().unwrap())
+    };
+    nginx.run("collectgarbage() collectgarbage('stop')");
+    nginx.burst();
+    let (cause, bytes) = first();
+    assert!(cause == "gc-headroom" && bytes > 50 << 20, "{cause} {bytes}");
+    nginx.run("collectgarbage('restart')");
+    (0..4).for_each(|_| nginx.burst());
+    nginx.run("collectgarbage() collectgarbage()");
+    let (cause, bytes) = first();
+    assert!(cause == "allocator-retention" && bytes > 100 << 20, "{cause} {bytes}");
+}
+
+/// Calls of the C library that only a program in another language makes without unsafe code.
+fn python(script: &str, argument: &str) -> Option<Child> {
+    if !installed("python3") {
+        skipped("python3 is not installed");
+        return None;
+    }
+    Some(Child::spawn(Command::new("python3").args(["-c", script, argument])))
+}
+
+#[test]
+fn a_process_whose_first_thread_has_ended() {
+    const SCRIPT: &str = "
+import ctypes, platform, sys, threading, time
+main = threading.get_native_id()
+def answer():
+    while open('/proc/self/task/%d/stat' % main).read().rpartition(') ')[2][0] != 'Z': time.sleep(0.001)
+    print('@ready', flush=True)
+    sys.stdin.readline()
+threading.Thread(target=answer).start()
+ctypes.CDLL(None).syscall({'x86_64': 60}.get(platform.machine(), 93), 0)
+";
+    let Some(child) = python(SCRIPT, "") else { return };
+    let pid = child.pid().to_string();
+    for options in [&["--json"][..], &["--json", "--freeze"]] {
+        let report = run(ebb(&["heap", &pid]).args(options)).json("heap");
+        assert_eq!(report["pid"].as_u64(), Some(child.pid().into()));
+        assert!(bytes(glibc(&report), "live") > 0, "{report:#}");
+    }
+}
+
+#[test]
+fn a_process_that_is_traced_already() {
+    const SCRIPT: &str = "
+import ctypes, sys
+PTRACE_SEIZE = 0x4206
+print('@ready', ctypes.CDLL(None).ptrace(PTRACE_SEIZE, int(sys.argv[1]), 0, 0), flush=True)
+sys.stdin.readline()
+";
+    let child = Child::start("kept", &[]);
+    let pid = child.pid().to_string();
+    let Some(tracer) = python(SCRIPT, &pid) else { return };
+    if tracer.said() != "0" {
+        return skipped("tracing a child's sibling is forbidden here");
+    }
+    let refused = run(&mut ebb(&["heap", &pid, "--freeze"]));
+    let said = refused.refused();
+    assert!(said.contains(&format!("process {} (python3) traces it already", tracer.pid())), "{said}");
+    assert!(said.contains(&format!("ebb heap {pid}")), "{said}");
+    // To read it, nobody needs to trace it.
+    run(&mut ebb(&["heap", &pid, "--json"])).json("heap");
 }

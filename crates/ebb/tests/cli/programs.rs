@@ -19,6 +19,7 @@ pub(crate) const ALL: &[(&str, Program)] = &[
     ("mappings", mappings),
     ("peak of ebb", peak_of_ebb),
     ("kept", kept),
+    ("grows", grows),
 ];
 
 /// Is called what its argument says, in hexadecimal digits: arguments are text, names need not be.
@@ -78,6 +79,16 @@ fn kept(parent: &mut Parent) {
     blocks.drain(..blocks.len() - 1);
     parent.ready("");
     while let Some(asked) = parent.listen() {
+        parent.ready(asked);
+    }
+}
+
+/// Holds a thousand blocks of 1000 bytes more for each question that it is asked.
+fn grows(parent: &mut Parent) {
+    let mut held: Vec<Vec<u8>> = Vec::with_capacity(1 << 20);
+    parent.ready("");
+    while let Some(asked) = parent.listen() {
+        held.extend((0..1000).map(|_| vec![1; 1000]));
         parent.ready(asked);
     }
 }

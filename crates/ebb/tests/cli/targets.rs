@@ -80,7 +80,9 @@ fn hostile_names_are_shown_harmless() {
         let child = Child::start("named", &[&hex(name)]);
         let pid = child.pid().to_string();
         let (explain, fork) = (["explain", &pid], ["fork", "--for", "100ms", &pid]);
-        for arguments in [&["ps"][..], &explain, &fork, &["--all"], &["explain", "--host", "--all"]] {
+        for arguments in
+            [&["ps"][..], &explain, &fork, &["heap", &pid], &["--all"], &["explain", "--host", "--all"]]
+        {
             let ran = run(&mut ebb(arguments));
             assert!(ran.code < 2 && ran.err.is_empty(), "{ran:?}");
             assert_harmless(&ran.out);

@@ -1,13 +1,14 @@
 //! What the walkers saw inside a process's heaps: `allocator-retention`, `arena-multiplication`,
-//! `heap-fragmentation`, `gc-headroom` of a collector that tells its count, and of a few huge blocks that they
-//! may be kept capacity.
+//! `heap-fragmentation`, `gc-headroom` of a collector that tells its count; of a few huge blocks that they may be
+//! kept capacity, or, where it was watched that nobody uses them, `capacity-slack`.
 //!
 //! Figures of a heap that could not be read to the end explain nothing: too much unresolved, and no rule fires.
 
 use super::Subject;
 use crate::{Cause, Finding, count};
-use ebbtide_heaps::{Arena, Figures, Heap, Kind};
+use ebbtide_heaps::{Arena, Figures, HUGE_BLOCK, Heap, Kind};
 use ebbtide_observe::Bytes;
+use std::time::Duration;
 
 /// Free bytes on pages that hold live blocks too are fragmentation when they are this share of the heap.
 const FRAGMENTED: f64 = 0.25;
@@ -21,11 +22,25 @@ const PEAK: Bytes = Bytes::from_mib(1);
 /// A walk that leaves more than this of a heap unresolved does not explain it.
 const RESOLVED: f64 = 0.05;
 
-/// Blocks of this size and more are collections, buffers, tables: nobody's small objects.
-const HUGE: Bytes = Bytes::from_mib(1);
-
-/// How many of them are few.
+/// How many huge blocks are few.
 const FEW: u64 = 64;
+
+/// Blocks that lie idle are called slack when they were watched for so long ...
+const LONG_ENOUGH: Duration = Duration::from_secs(10);
+
+/// ... while their process worked for so long.
+const AT_WORK: Duration = Duration::from_millis(100);
+
+/// Whether the huge blocks of a process are used: [`ebbtide_observe::referenced`], over some time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Used {
+    /// For how long.
+    pub watched: Duration,
+    /// CPU time that the process used meanwhile.
+    pub cpu: Duration,
+    /// What of the blocks was neither read nor written, at least.
+    pub untouched: Bytes,
+}
 
 pub(super) fn rule(subject: &Subject) -> Vec<Finding> {
     let known = || subject.heaps.iter().filter(|heap| is_read(heap));
@@ -42,32 +57,82 @@ pub(super) fn is_answered(subject: &Subject) -> bool {
     read.share_of(subject.detail.counters.anonymous) >= 0.5
 }
 
-/// A few huge blocks hold most of what lives: kept capacity, or data. One look cannot tell, so this is doubt,
-/// with what it rests on.
+/// A few huge blocks hold most of what lives: kept capacity, or data. One look cannot tell, so that is doubt, with
+/// what it rests on; a watch of whether they are used can.
 pub(super) fn huge_blocks(subject: &Subject) -> Option<Finding> {
     let heap = subject.heaps.iter().filter(|heap| is_read(heap)).max_by_key(|heap| heap.figures.live)?;
-    let huge = heap.histogram.iter().filter(|class| class.up_to > HUGE);
+    let huge = heap.histogram.iter().filter(|class| class.up_to > HUGE_BLOCK);
     let (blocks, bytes) =
         huge.fold((0, Bytes::ZERO), |(n, sum), class| (n + class.live_count, sum + class.live));
     if bytes < subject.worth() * 2 || blocks > FEW || bytes.share_of(heap.figures.live) < 0.5 {
         return None;
     }
+    match subject.used {
+        Some(used) if used.watched >= LONG_ENOUGH && used.cpu >= AT_WORK => {
+            slack(subject, heap, blocks, bytes, used)
+        }
+        used => Some(may_be_slack(subject, heap, blocks, bytes, used)),
+    }
+}
+
+fn may_be_slack(subject: &Subject, heap: &Heap, blocks: u64, bytes: Bytes, used: Option<&Used>) -> Finding {
     let summary = format!(
-        "{bytes} of {}'s memory lives in {} blocks of {HUGE} and more: data, or collections that kept the capacity of \
-         a peak. Which of the two, only whether they are used tells.",
+        "{bytes} of {}'s memory lives in {} blocks of {HUGE_BLOCK} and more: data, or collections that kept the \
+         capacity of a peak. Which of the two, only whether they are used tells.",
         name(heap),
         count(blocks)
     );
+    let finding = books(Finding::new(Cause::Undetermined, bytes, 0.5, summary), subject, heap);
+    let finding = match used {
+        Some(used) => watched(finding, subject, used),
+        None => finding,
+    };
+    finding
+        .not(Cause::AllocatorRetention, "the allocator has handed these blocks out and got none of them back")
+        .not(Cause::Leak, "not shown: a few large blocks do not grow one by one")
+        .lever(
+            "watch",
+            format!("ebb explain {} --for 60s --clear-refs", subject.detail.pid),
+            Bytes::ZERO,
+            "tells whether they are used while it works; holds the process's mmap lock for 11 ms per GB",
+        )
+}
+
+/// Huge blocks that a process at work does not touch.
+fn slack(subject: &Subject, heap: &Heap, blocks: u64, bytes: Bytes, used: &Used) -> Option<Finding> {
+    let untouched = used.untouched.min(bytes);
+    if untouched < subject.worth() || untouched.share_of(bytes) < 0.5 {
+        return None;
+    }
+    let summary = format!(
+        "{untouched} of the {bytes} that live in {} huge blocks of {} were neither read nor written while the program \
+         worked: collections that kept the capacity of a peak, or data that it did not need meanwhile.",
+        count(blocks),
+        name(heap)
+    );
+    let finding = books(Finding::new(Cause::CapacitySlack, untouched, 0.7, summary), subject, heap);
     Some(
-        books(Finding::new(Cause::Undetermined, bytes, 0.5, summary), subject, heap)
-            .not(Cause::AllocatorRetention, "the allocator has handed these blocks out and got none of them back")
-            .not(Cause::Leak, "not shown: a few large blocks do not grow one by one")
+        watched(finding, subject, used)
+            .not(Cause::AllocatorRetention, "the program has not freed these blocks: no trim returns them")
+            .not(Cause::Leak, "a few large blocks that nobody adds to do not grow")
             .lever(
-                "watch",
-                format!("ebb explain {} --for 60s", subject.detail.pid),
+                "shrink",
+                "shrink_to_fit(), or a new collection in place of the old, in the program",
                 Bytes::ZERO,
-                "tells whether they are written to; shrink_to_fit in the program gives back what is only capacity",
+                "a change in the program; a collection that fills again soon had better keep its room",
             ),
+    )
+}
+
+fn watched(finding: Finding, subject: &Subject, used: &Used) -> Finding {
+    let Used { watched, cpu, untouched } = used;
+    finding.evidence(
+        subject.file("smaps"),
+        format!(
+            "in {:.0} s, with {:.1} s of CPU, at least {untouched} of the huge blocks stayed unreferenced",
+            watched.as_secs_f64(),
+            cpu.as_secs_f64()
+        ),
     )
 }
 
@@ -307,6 +372,10 @@ mod tests {
     }
 
     fn causes(heap: Heap) -> Vec<Cause> {
+        watched_causes(heap, None)
+    }
+
+    fn watched_causes(heap: Heap, used: Option<&Used>) -> Vec<Cause> {
         let mut host = HostSample::default();
         host.meminfo.mem_total = gib(16);
         let mut detail = Detail::default();
@@ -320,6 +389,7 @@ mod tests {
             cow: &[],
             jvm: None,
             heaps: &[heap],
+            used,
             may_lock: false,
         };
         let mut findings = rule(&subject);
@@ -388,6 +458,16 @@ mod tests {
             |up_to, live_count| SizeClass { up_to, live_count, live: mib(380), ..SizeClass::default() };
         huge.histogram = vec![class(mib(448), 1)];
         assert_eq!(causes(huge.clone()), [Cause::Undetermined]);
+        let used = |seconds, cpu_ms, untouched| {
+            let (watched, cpu) = (Duration::from_secs(seconds), Duration::from_millis(cpu_ms));
+            Used { watched, cpu, untouched: mib(untouched) }
+        };
+        assert_eq!(watched_causes(huge.clone(), Some(&used(12, 500, 370))), [Cause::CapacitySlack]);
+        assert_eq!(watched_causes(huge.clone(), Some(&used(12, 500, 20))), [], "data in use");
+        let idle = used(60, 0, 380);
+        assert_eq!(watched_causes(huge.clone(), Some(&idle)), [Cause::Undetermined], "nothing ran");
+        let short = used(5, 900, 380);
+        assert_eq!(watched_causes(huge.clone(), Some(&short)), [Cause::Undetermined], "too short");
         huge.histogram = vec![class(mib(2), 190)];
         assert_eq!(causes(huge.clone()), [], "many");
         huge.histogram = vec![class(Bytes(64), 6 << 20)];

@@ -19,6 +19,7 @@ mod slab;
 
 pub use cgroup::{Group, cgroup};
 pub use fork::CowPair;
+pub use heap::Used;
 
 use crate::{Finding, Ledger};
 use ebbtide_heaps::Heap;
@@ -95,6 +96,8 @@ pub struct Subject<'a> {
     pub jvm: Option<&'a Jvm>,
     /// What is inside its heaps; empty where nobody looked.
     pub heaps: &'a [Heap],
+    /// Whether its huge blocks are used, where that was watched.
+    pub used: Option<&'a Used>,
     /// Whether RLIMIT_MEMLOCK does not hold for it (CAP_IPC_LOCK).
     pub may_lock: bool,
 }

@@ -164,7 +164,7 @@ impl Walk<'_, '_> {
                 }
             }
             Part::Run(range) => {
-                self.account.live(range.end - range.start);
+                self.account.live_at(range.clone());
                 self.tally.run_pages += (range.end - range.start) / self.block.page;
             }
             Part::Span(span) => self.span(&span)?,
@@ -253,7 +253,7 @@ impl Walk<'_, '_> {
         };
         self.take(range.clone())?;
         if class == self.block.large_class {
-            self.account.live(bytes);
+            self.account.live_at(range);
             self.tally.large += bytes;
         } else {
             self.account.cached(bytes);
@@ -283,6 +283,7 @@ impl Walk<'_, '_> {
         if source.is_still() && self.tally != self.counted() {
             heap.notes.push(format!("the counters of the block at {at:#x} and its tables disagree"));
         }
+        heap.huge = self.account.take_huge();
         (heap.figures, heap.histogram) = self.account.close()?;
         heap.certainty = self.certainty;
         heap.corruptions = self.corruptions;

@@ -6,7 +6,6 @@
 
 use super::layout::{BINS, FAST_BINS, Layout};
 use super::locate::{Claim, word_at};
-use crate::model::Corruption;
 use crate::reader::Reader;
 use crate::source::{Area, Fault, MemorySource};
 use std::collections::HashSet;
@@ -17,6 +16,11 @@ const ARENAS_MOST: usize = 4096;
 const HEAPS_MOST: usize = 1 << 16;
 /// So many of the 127 bins must be lists: damage to a few shall be found, not hide the heap.
 const LISTS_LEAST: usize = 112;
+/// More threads than may be allocating large blocks at one moment.
+const THREADS_MOST: u64 = 1 << 15;
+/// Nothing is mapped below (vm.mmap_min_addr), nor above, with 5 levels of page tables.
+const PAGES_BELOW: u64 = 1 << 16;
+const USER_END: u64 = 1 << 56;
 /// A heap under way is read again this often.
 const READS_MOST: usize = 4;
 
@@ -24,6 +28,8 @@ const READS_MOST: usize = 4;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) address: u64,
+    /// A thread is at work in it: what does not add up is not damage.
+    pub(super) is_locked: bool,
     /// Bit 1: the main arena's memory is not in one piece.
     pub(super) flags: u32,
     /// The heads of the quick lists: chunks.
@@ -56,6 +62,7 @@ impl State {
         }
         Some(State {
             address,
+            is_locked: word(0)? as u32 != 0,
             flags: (word(0)? >> 32) as u32,
             fast,
             top: word(layout.top)?,
@@ -90,9 +97,13 @@ impl State {
         self.flags & 2 != 0
     }
 
-    /// Bins that are no lists: neither empty nor with two ends in memory that can be written.
+    /// Bins that are no lists: neither empty nor with two ends in memory that can be written. Of a process that
+    /// runs, that may be memory it has taken since its mappings were read.
     pub(super) fn broken_bins<'a>(&'a self, source: &'a dyn MemorySource) -> impl Iterator<Item = u64> + 'a {
-        let chunk = |address: u64| address.is_multiple_of(16) && writable(source, address).is_some();
+        let known = |address| !source.is_still() || writable(source, address).is_some();
+        let chunk = move |address: u64| {
+            address.is_multiple_of(16) && (PAGES_BELOW..USER_END).contains(&address) && known(address)
+        };
         self.bins
             .iter()
             .filter(move |&&(first, last, bin)| match (first == bin, last == bin) {
@@ -145,25 +156,37 @@ impl Parameters {
             cache_count: params.cache.map_or(0, |cache| word(cache + 16)),
         };
         let unit = if claim.layout.mmapped_tail() > 0 { 16 } else { 4096 };
+        // Blocks are counted before their bytes are.
+        let on_their_way = if reader.source().is_still() { 0 } else { THREADS_MOST };
         let plausible = found.mmapped.is_multiple_of(unit)
-            && found.n_mmaps <= found.mmapped / 4096
+            && found.n_mmaps <= found.mmapped / 4096 + on_their_way
             && found.mmapped < 1 << 57
             && (found.sbrk_base == 0 || writable(reader.source(), found.sbrk_base).is_some());
         Ok(plausible.then_some(found))
     }
 }
 
-/// The first of `claims` that the running process bears out, with its `mp_`. A process that changes while it
-/// is read is asked a few times.
-pub(super) fn confirm(
-    reader: &mut Reader<'_>,
-    claims: &[Claim],
-) -> Result<Option<(Claim, State, Parameters)>, Fault> {
+/// What a process says to what a file claims.
+pub(super) enum Confirmed {
+    /// It bears it out, with the main arena and `mp_` as they are.
+    Yes(Box<(Claim, State, Parameters)>),
+    No,
+    /// It cannot be asked without bringing a page back into memory.
+    Swapped,
+}
+
+/// The first of `claims` that the running process bears out. A process that changes while it is read is asked a
+/// few times.
+pub(super) fn confirm(reader: &mut Reader<'_>, claims: &[Claim]) -> Result<Confirmed, Fault> {
+    let mut swapped = false;
     for _ in 0..READS_MOST {
         for claim in claims {
             let state = match State::read(reader, &claim.layout, claim.arena) {
                 Ok(state) => state,
-                Err(Fault::Unmapped(_) | Fault::Swapped(_)) => continue,
+                Err(fault @ (Fault::Unmapped(_) | Fault::Swapped(_))) => {
+                    swapped |= matches!(fault, Fault::Swapped(_));
+                    continue;
+                }
                 Err(fault) => return Err(fault),
             };
             let lists = BINS - state.broken_bins(reader.source()).count();
@@ -171,11 +194,15 @@ pub(super) fn confirm(
             let sized = (4096..=state.system_most).contains(&state.system);
             let is_arena = state.is_unused() || (lists >= LISTS_LEAST && sized);
             let params = match Parameters::read(reader, claim) {
-                Err(Fault::Unmapped(_) | Fault::Swapped(_)) => None,
+                Err(Fault::Unmapped(_)) => None,
+                Err(Fault::Swapped(_)) => {
+                    swapped = true;
+                    None
+                }
                 read => read?,
             };
             if let (true, Some(params)) = (is_arena, params) {
-                return Ok(Some((*claim, state, params)));
+                return Ok(Confirmed::Yes(Box::new((*claim, state, params))));
             }
         }
         if reader.source().is_still() {
@@ -183,7 +210,27 @@ pub(super) fn confirm(
         }
         reader.refresh();
     }
-    Ok(None)
+    Ok(if swapped { Confirmed::Swapped } else { Confirmed::No })
+}
+
+/// Where a ring or a chain breaks off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Broken {
+    /// The pointer that leads nowhere good.
+    pub(super) address: u64,
+    pub(super) what: &'static str,
+    /// No running program leaves it so; else it cannot be read.
+    pub(super) is_damage: bool,
+}
+
+impl Broken {
+    fn damaged(address: u64, what: &'static str) -> Option<Broken> {
+        Some(Broken { address, what, is_damage: true })
+    }
+
+    fn swapped(address: u64, what: &'static str) -> Option<Broken> {
+        Some(Broken { address, what, is_damage: false })
+    }
 }
 
 /// The thread arenas in the ring behind `main`, and what is wrong with the ring.
@@ -191,33 +238,37 @@ pub(super) fn ring(
     reader: &mut Reader<'_>,
     layout: &Layout,
     main: &State,
-) -> Result<(Vec<State>, Option<Corruption>), Fault> {
+) -> Result<(Vec<State>, Option<Broken>), Fault> {
     let mut arenas: Vec<State> = Vec::new();
     let mut seen = HashSet::from([main.address]);
-    let (mut from, mut next) = (main.address, main.next);
+    let (mut pointer, mut next) = (main.address.wrapping_add(layout.next as u64), main.next);
     let broken = loop {
         if next == main.address {
             break None;
         }
         if arenas.len() == ARENAS_MOST || !seen.insert(next) {
-            break Some("the ring of arenas does not close");
+            break Broken::damaged(pointer, "the ring of arenas does not close");
         }
         match State::read(reader, layout, next) {
             Ok(state) if writable(reader.source(), next).is_some() => {
-                (from, next) = (next, state.next);
+                (pointer, next) = (next.wrapping_add(layout.next as u64), state.next);
                 arenas.push(state);
             }
-            Ok(_) | Err(Fault::Unmapped(_)) => break Some("the next arena's address leads nowhere"),
+            Ok(_) | Err(Fault::Unmapped(_)) => {
+                break Broken::damaged(pointer, "the next arena's address leads nowhere");
+            }
             Err(Fault::Swapped(_)) => {
-                break Some("an arena is swapped out, and those behind it are not known");
+                break Broken::swapped(
+                    pointer,
+                    "an arena is swapped out: it and those behind it are not known",
+                );
             }
             Err(fault) => return Err(fault),
         }
     };
-    let address = from.wrapping_add(layout.next as u64);
     // The newest arenas come first; people count from the oldest.
     arenas.reverse();
-    Ok((arenas, broken.map(|what| Corruption { address, what: what.to_owned() })))
+    Ok((arenas, broken))
 }
 
 /// A stretch of chunks.
@@ -243,27 +294,32 @@ pub(super) fn heaps(
     layout: &Layout,
     state: &State,
     heap_max: u64,
-) -> Result<(Vec<Span>, Option<Corruption>), Fault> {
+) -> Result<(Vec<Span>, Option<Broken>), Fault> {
     let mut spans: Vec<Span> = Vec::new();
     let mut seen = HashSet::new();
     let mut heap = state.top & !(heap_max - 1);
     let broken = loop {
         if spans.len() == HEAPS_MOST || !seen.insert(heap) {
-            break Some("the chain of heaps does not end");
+            break Broken::damaged(heap, "the chain of heaps does not end");
         }
         let words = match reader.array::<32>(heap) {
             Ok(bytes) => bytes,
-            Err(Fault::Unmapped(_)) => break Some("a heap's address leads nowhere"),
-            Err(Fault::Swapped(_)) => break Some("a heap's books are swapped out"),
+            Err(Fault::Unmapped(_)) => break Broken::damaged(heap, "a heap's address leads nowhere"),
+            Err(Fault::Swapped(_)) => {
+                break Broken::swapped(
+                    heap,
+                    "a heap's books are swapped out: it and older ones are not known",
+                );
+            }
             Err(fault) => return Err(fault),
         };
         let word = |index: usize| word_at(&words, 8 * index).unwrap_or(0);
         let (arena, previous, size, readable) = (word(0), word(1), word(2), word(3));
         if arena != state.address {
-            break Some("a heap belongs to another arena than its chain does");
+            break Broken::damaged(heap, "a heap belongs to another arena than its chain does");
         }
         if size < layout.heap_info || size > readable || readable > heap_max || size % 16 != 0 {
-            break Some("a heap's size is none");
+            break Broken::damaged(heap, "a heap's size is none");
         }
         let books = match (heap..heap + size).contains(&state.address) {
             true => state.address - heap + layout.state_size() as u64,
@@ -280,10 +336,10 @@ pub(super) fn heaps(
         });
         if previous == 0 {
             let known = spans.iter().any(|span| (span.base..span.end).contains(&state.address));
-            break (!known).then_some("an arena lies in none of its heaps");
+            break if known { None } else { Broken::damaged(heap, "an arena lies in none of its heaps") };
         }
         heap = previous;
     };
     spans.sort_by_key(|span| span.base);
-    Ok((spans, broken.map(|what| Corruption { address: heap, what: what.to_owned() })))
+    Ok((spans, broken))
 }

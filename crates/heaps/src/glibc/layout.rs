@@ -215,10 +215,10 @@ impl Layout {
     /// The offset of a heap to which thread arenas' heaps are aligned: HEAP_MAX_SIZE, which from 2.35 to 2.41
     /// follows the size of huge pages in use (heap_max_size).
     pub(super) fn heap_max(&self, huge_page: u64) -> u64 {
-        match (35..=41).contains(&self.minor) && huge_page.is_power_of_two() {
-            true => huge_page.saturating_mul(4),
-            false => 64 << 20,
-        }
+        /// aarch64 has the largest, with base pages of 64 KiB.
+        const HUGE_MOST: u64 = 16 << 30;
+        let follows = (35..=41).contains(&self.minor) && huge_page <= HUGE_MOST;
+        if follows && huge_page.is_power_of_two() { 4 * huge_page } else { 64 << 20 }
     }
 }
 

@@ -13,6 +13,7 @@
 //! Invariants: figures add up to what is mapped; nothing is called glibc's on one witness.
 
 mod arena;
+mod books;
 mod cache;
 mod layout;
 mod locate;
@@ -24,11 +25,12 @@ mod quick;
 mod tests;
 mod walk;
 
-use crate::account::Account;
-use crate::model::{Arena, Figures, Heap, Kind, SizeClass};
+use crate::account::{Account, RANGES_MOST};
+use crate::model::{Arena, Figures, HUGE_MOST, Heap, Kind, SizeClass};
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
-use arena::{Parameters, Span, State};
+use arena::{Broken, Confirmed, Parameters, Span, State};
+use books::{CORRUPTIONS_MOST, Findings};
 use ebbtide_observe::Bytes;
 use layout::Layout;
 use locate::{Claim, Libc, Located};
@@ -36,7 +38,7 @@ use main_arena::Main;
 use marks::Marks;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use walk::{CORRUPTIONS_MOST, Findings, Walk};
+use walk::{Walk, Whose};
 
 /// The glibc heaps of `source`: one for each libc in it that was ever asked for memory; none where there is no
 /// glibc, or where its malloc was never used because another one stands in for it. A glibc whose structures
@@ -45,18 +47,30 @@ use walk::{CORRUPTIONS_MOST, Findings, Walk};
 /// Errors: [`Fault::Ended`], [`Fault::Denied`] and what the system says else; memory that is not there, is
 /// swapped out or makes no sense is no error but told in the heap.
 pub fn find(source: &dyn MemorySource) -> Result<Vec<Heap>, Fault> {
+    every(source, false)
+}
+
+/// As [`find`], with [`Heap::returnable_ranges`]. While the process stands still and none of its threads is within
+/// malloc, all of these pages can be dropped by madvise(MADV_DONTNEED), the tops of thread arenas among them that
+/// malloc_trim leaves alone: sizes and links of free chunks are not on them, and malloc promises no content.
+pub fn find_with_ranges(source: &dyn MemorySource) -> Result<Vec<Heap>, Fault> {
+    every(source, true)
+}
+
+fn every(source: &dyn MemorySource, ranges: bool) -> Result<Vec<Heap>, Fault> {
     let mut heaps = Vec::new();
     for located in locate::libcs(source)? {
         match located {
-            Located::Here(libc) => heaps.extend(heap(source, &libc)?),
-            Located::Unreadable(why) => {
-                let mut heap = Heap::new(Kind::Glibc);
-                heap.notes.push(why);
-                heaps.push(heap);
-            }
+            Located::Here(libc) => heaps.extend(heap(source, &libc, ranges)?),
+            Located::Unreadable(why) => heaps.push(unread(why)),
         }
     }
     Ok(heaps)
+}
+
+/// A heap of which only this is known.
+fn unread(why: String) -> Heap {
+    Heap { notes: vec![why], ..Heap::new(Kind::Glibc) }
 }
 
 /// An arena's figures and histogram.
@@ -72,12 +86,19 @@ struct Look<'s> {
     /// Which part has which addresses.
     owners: Vec<(Range<u64>, usize)>,
     claims: Vec<Range<u64>>,
+    /// Pages that could be dropped, where they were asked for.
+    ranges: Option<Vec<Range<u64>>>,
+    huge: Vec<Range<u64>>,
     notes: Vec<String>,
 }
 
-fn heap(source: &dyn MemorySource, libc: &Libc) -> Result<Option<Heap>, Fault> {
+fn heap(source: &dyn MemorySource, libc: &Libc, ranges: bool) -> Result<Option<Heap>, Fault> {
     let mut reader = Reader::new(source);
-    let Some((claim, main, params)) = arena::confirm(&mut reader, &libc.claims)? else { return Ok(None) };
+    let (claim, main, params) = match arena::confirm(&mut reader, &libc.claims)? {
+        Confirmed::Yes(found) => *found,
+        Confirmed::No => return Ok(None),
+        Confirmed::Swapped => return Ok(Some(unread("its books are swapped out".to_owned()))),
+    };
     let (threads, broken) = arena::ring(&mut reader, &claim.layout, &main)?;
     if main.is_unused() && threads.is_empty() && params.n_mmaps == 0 {
         return Ok(None);
@@ -90,12 +111,14 @@ fn heap(source: &dyn MemorySource, libc: &Libc) -> Result<Option<Heap>, Fault> {
         parts: Vec::new(),
         owners: Vec::new(),
         claims: Vec::new(),
+        ranges: ranges.then(Vec::new),
+        huge: Vec::new(),
         notes: Vec::new(),
     };
-    look.findings.corruptions.extend(broken);
-    for bin in main.broken_bins(source).take(CORRUPTIONS_MOST).filter(|_| source.is_still()) {
-        if !main.is_unused() {
-            look.findings.corrupt(bin + layout::HEADER, "a bin of the main arena is no list");
+    look.broken(&main, broken);
+    if source.is_still() && !main.is_locked && !main.is_unused() {
+        for bin in main.broken_bins(source).take(CORRUPTIONS_MOST) {
+            look.findings.corrupt(bin.wrapping_add(layout::HEADER), "a bin of the main arena is no list");
         }
     }
     look.arenas(&main, &threads)?;
@@ -114,9 +137,7 @@ impl<'s> Look<'s> {
         let mut heaps = Vec::new();
         for state in threads {
             let (spans, broken) = arena::heaps(&mut reader, &self.layout, state, heap_max)?;
-            if let Some(broken) = broken.filter(|_| self.source.is_still()) {
-                self.findings.corrupt(broken.address, broken.what);
-            }
+            self.broken(state, broken);
             self.claims.extend(spans.iter().map(|span| span.base..span.claim_end));
             heaps.push(spans);
         }
@@ -139,6 +160,18 @@ impl<'s> Look<'s> {
         self.blocks(&blocks)
     }
 
+    /// Tells what breaks off, as damage only where nobody is at work.
+    fn broken(&mut self, state: &State, broken: Option<Broken>) {
+        match broken {
+            Some(broken) if !broken.is_damage => self.notes.push(broken.what.to_owned()),
+            Some(broken) if self.source.is_still() && !state.is_locked => {
+                self.findings.corrupt(broken.address, broken.what);
+            }
+            Some(_) => self.findings.certainty.reread += 1,
+            None => {}
+        }
+    }
+
     fn main(&mut self, state: &State, main: &Main) -> Result<(), Fault> {
         // Scattered parts are known only after the walk: quick lists may lead anywhere in anonymous memory.
         let quick =
@@ -147,7 +180,10 @@ impl<'s> Look<'s> {
             true => mmapped::unclaimed(self.source.areas(), &self.claims),
             false => Vec::new(),
         };
-        let mut walk = Walk::new(Reader::new(self.source), &self.layout, true, &quick, &mut self.findings);
+        let whose = Whose { is_main: true, is_locked: state.is_locked };
+        let account = self.account();
+        let reader = Reader::new(self.source);
+        let mut walk = Walk::new(reader, account, &self.layout, whose, &quick, &mut self.findings);
         let parts = main.walk(&mut walk, &free)?;
         let account = walk.close()?;
         let (start, end) =
@@ -165,7 +201,10 @@ impl<'s> Look<'s> {
         let heaps = spans.iter().map(|span| span.base..span.end);
         let heap_at = |address| heaps.clone().find(|heap: &Range<u64>| heap.contains(&address));
         let quick = self.quick(state, heap_at)?;
-        let mut walk = Walk::new(Reader::new(self.source), &self.layout, false, &quick, &mut self.findings);
+        let whose = Whose { is_main: false, is_locked: state.is_locked };
+        let account = self.account();
+        let reader = Reader::new(self.source);
+        let mut walk = Walk::new(reader, account, &self.layout, whose, &quick, &mut self.findings);
         for span in spans {
             walk.span(span, None)?;
             walk.mapped(span.base..span.mapped_end, span.first - span.base)?;
@@ -193,6 +232,12 @@ impl<'s> Look<'s> {
         }
     }
 
+    /// An account of an arena.
+    fn account(&self) -> Account<'s> {
+        let account = Account::new(self.source);
+        if self.ranges.is_some() { account.with_ranges() } else { account }
+    }
+
     /// Closes an arena's account.
     fn enter(
         &mut self,
@@ -203,6 +248,11 @@ impl<'s> Look<'s> {
     ) -> Result<(), Fault> {
         // A figure of zero is known, too.
         account.trimmable(0..0)?;
+        if let (Some(all), Some(ranges)) = (&mut self.ranges, account.take_ranges()?) {
+            all.extend(ranges.into_iter().take(RANGES_MOST.saturating_sub(all.len())));
+        }
+        let room = HUGE_MOST - self.huge.len();
+        self.huge.extend(account.take_huge().into_iter().take(room));
         let (figures, classes) = account.close()?;
         self.claims.extend(owned.iter().cloned());
         self.owners.extend(owned.into_iter().map(|range| (range, self.parts.len())));
@@ -223,12 +273,12 @@ impl<'s> Look<'s> {
         if blocks.is_empty() {
             return Ok(());
         }
-        let mut account = Account::new(self.source);
+        let mut account = self.account();
         for block in blocks {
             account.mapped(block.range.clone())?;
             let books = block.lead + self.layout.mmapped_tail();
             account.metadata(books);
-            account.live((block.range.end - block.range.start).saturating_sub(books));
+            account.live_at((block.range.start + books).min(block.range.end)..block.range.end);
         }
         self.enter(account, "mmapped".to_owned(), self.params.address, Vec::new())
     }
@@ -272,8 +322,8 @@ impl<'s> Look<'s> {
     fn is_still_there(&self, claim: &Claim) -> Result<(), Fault> {
         let mut reader = Reader::new(self.source);
         match arena::confirm(&mut reader, &[*claim])? {
-            Some(_) => Ok(()),
-            None => Err(Fault::Ended),
+            Confirmed::Yes(_) | Confirmed::Swapped => Ok(()),
+            Confirmed::No => Err(Fault::Ended),
         }
     }
 
@@ -307,6 +357,12 @@ impl<'s> Look<'s> {
             heap.notes
                 .push(format!("the tops of its arenas hold {uncut} that malloc_trim does not give back"));
         }
+        if !heap.certainty.still && heap.certainty.unresolved > Bytes::ZERO {
+            heap.notes
+                .push("what is unresolved was changing, or is damaged: stop the process to tell".to_owned());
+        }
+        heap.returnable_ranges = self.ranges.map(merged);
+        heap.huge = self.huge;
         heap.claims = merged(self.claims);
         heap
     }

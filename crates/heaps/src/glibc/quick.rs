@@ -2,9 +2,9 @@
 //! them. Invariant: a list ends at the first chunk that is not one of its size, or that was met before.
 
 use super::arena::State;
+use super::books::Findings;
 use super::layout::{FLAGS, HEADER, Layout, MIN_CHUNK};
 use super::marks::{Marked, Marks};
-use super::walk::Findings;
 use crate::reader::Reader;
 use crate::source::Fault;
 use std::ops::Range;

@@ -4,7 +4,7 @@
 use super::layout::{Cache, FAST_BINS, Key, Layout, MMAPPED, PREV_IN_USE};
 use super::*;
 use crate::image::Image;
-use crate::source::Area;
+use crate::source::{Area, PageState};
 use ebbtide_observe::process::{Device, Perms};
 use proptest::prelude::*;
 
@@ -341,6 +341,72 @@ fn damage_is_told_with_its_address() {
         let named = figures.live + figures.cached + figures.free + figures.metadata;
         assert_eq!(named + figures.unused, figures.mapped);
     }
+}
+
+/// A picture of which some pages are swapped out. Reading them fails the test.
+struct Swapped<'i>(&'i Image, Range<u64>);
+
+impl MemorySource for Swapped<'_> {
+    fn areas(&self) -> &[Area] {
+        self.0.areas()
+    }
+
+    fn read_ranges(&self, ranges: &[Range<u64>], buf: &mut [u8]) -> Result<usize, Fault> {
+        for range in ranges {
+            assert!(range.end <= self.1.start || self.1.end <= range.start, "{range:x?} was faulted in");
+        }
+        self.0.read_ranges(ranges, buf)
+    }
+
+    fn pages(&self, range: Range<u64>, each: &mut dyn FnMut(Range<u64>, PageState)) -> Result<(), Fault> {
+        self.0.pages(range, &mut |run, state| {
+            let cut = run.start.max(self.1.start).min(run.end)..run.end.min(self.1.end).max(run.start);
+            let parts = [
+                (run.start..cut.start, state),
+                (cut.clone(), PageState::Swapped),
+                (cut.end.max(cut.start)..run.end, state),
+            ];
+            parts
+                .into_iter()
+                .filter(|(part, _)| !part.is_empty())
+                .for_each(|(part, state)| each(part, state));
+        })
+    }
+
+    fn file(&self, area: &Area) -> Result<Box<dyn crate::source::ReadSeek>, Fault> {
+        MemorySource::file(self.0, area)
+    }
+
+    fn is_still(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn what_is_swapped_out_stays_there() {
+    let layout = Layout::of(36)[0];
+    let (image, [main, _]) = process(&layout, 62);
+    let whole = find(&image).unwrap().remove(0);
+    let page = |at: u64| at - at % PAGE..at - at % PAGE + PAGE;
+    // Within a live block: nothing is missing but from what is resident.
+    let heap = find(&Swapped(&image, page(main.chunks[11].0 + 2 * PAGE))).unwrap().remove(0);
+    assert_eq!(heap.figures, Figures { resident: whole.figures.resident - Bytes(PAGE), ..whole.figures });
+    // Where headers are: what they are of is not known, and is not called damage.
+    let heap = find(&Swapped(&image, page(main.chunks[8].0))).unwrap().remove(0);
+    let figures = heap.figures;
+    assert!(heap.certainty.unresolved >= Bytes(PAGE / 2) && heap.corruptions.is_empty(), "{heap:?}");
+    let named = figures.live + figures.cached + figures.free + figures.metadata;
+    assert_eq!(named + figures.unused, figures.mapped);
+    assert_eq!(figures.mapped, whole.figures.mapped);
+    // The books themselves: said, too.
+    let heap = find(&Swapped(&image, page(LIBC + DATA))).unwrap().remove(0);
+    assert_eq!(
+        (heap.figures, heap.notes),
+        (Figures::default(), vec!["its books are swapped out".to_owned()])
+    );
+    let heap = find(&Swapped(&image, page(THREAD))).unwrap().remove(0);
+    assert_eq!(heap.arenas.len(), 2);
+    assert_eq!(heap.notes, ["an arena is swapped out: it and those behind it are not known"]);
 }
 
 proptest! {

@@ -9,22 +9,15 @@
 //! chunks begins. Bytes in between are counted by no name.
 
 use super::arena::Span;
-use super::cache::Candidate;
-use super::layout::{Cache, FLAGS, HEADER, Layout, MIN_CHUNK, MMAPPED, PREV_IN_USE};
+use super::books::{Books, Findings, Step, field_of, foot_of};
+use super::layout::{FLAGS, HEADER, Layout, MIN_CHUNK, MMAPPED, PREV_IN_USE};
 use super::marks::Marks;
 use crate::account::Account;
-use crate::model::{Certainty, Corruption};
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
 use ebbtide_observe::Bytes;
 use std::ops::Range;
 
-/// Sizes below this are counted in a table first.
-const SMALL: u64 = 2048;
-/// Quick lists hold no larger chunk: MAX_FAST_SIZE is 160 bytes.
-pub(super) const FAST_MOST: u64 = 0xb0;
-/// Bytes at a freed chunk's start that malloc_trim keeps: sizeof(struct malloc_chunk).
-const KEPT_BY_TRIM: u64 = 48;
 /// A place is where chunks begin if so many follow from it, or all up to the end.
 const CHAIN: usize = 32;
 /// How often one spot is read again in a process that runs.
@@ -35,31 +28,6 @@ const ODD_MOST: usize = 1 << 16;
 const CHAIN_TO_SWAP: usize = 4;
 /// How far chains are looked for in one arena, all in all.
 const SEARCH_MOST: u64 = 64 << 20;
-/// Damage beyond this is counted, not listed.
-pub(super) const CORRUPTIONS_MOST: usize = 16;
-/// More structures that look like thread caches than there are threads (kernel.pid_max is 2^22 at most, and
-/// a default of 32,768 tells the scale).
-const CANDIDATES_MOST: usize = 1 << 16;
-
-/// What the walks of one heap come to, besides its figures.
-#[derive(Debug, Default)]
-pub(super) struct Findings {
-    pub(super) certainty: Certainty,
-    pub(super) corruptions: Vec<Corruption>,
-    /// Chunks that may hold a thread's cache.
-    pub(super) caches: Vec<Candidate>,
-    /// Whole resident pages of tops that no trim cuts.
-    pub(super) uncut: Bytes,
-}
-
-impl Findings {
-    /// Tells damage at `address`.
-    pub(super) fn corrupt(&mut self, address: u64, what: impl Into<String>) {
-        if self.corruptions.len() < CORRUPTIONS_MOST {
-            self.corruptions.push(Corruption { address, what: what.into() });
-        }
-    }
-}
 
 /// How a stretch's chunks ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,76 +38,41 @@ pub(super) enum Ending {
     Fence(u64),
 }
 
+/// What the walk needs to know of the arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Whose {
+    pub(super) is_main: bool,
+    /// A thread was stopped while at work in it.
+    pub(super) is_locked: bool,
+}
+
 /// Walks the stretches of one arena.
 pub(super) struct Walk<'s, 'a> {
     reader: Reader<'s>,
     books: Books<'s, 'a>,
-    is_main: bool,
+    whose: Whose,
     /// Two chunks at which windows began, to start from again.
     anchors: [u64; 2],
     /// How far chains may still be looked for.
     search_left: u64,
 }
 
-/// What is counted on the way.
-struct Books<'s, 'a> {
-    account: Account<'s>,
-    quick: &'a Marks,
-    /// Whether the window at hand has blocks of quick lists.
-    quick_near: bool,
-    /// How many live chunks of each small size; index 0 takes what is counted otherwise.
-    small: [u64; (SMALL / 16) as usize],
-    /// Freed chunks without a gap, quick lists' among them, as malloc_consolidate would merge them.
-    run: Range<u64>,
-    /// The first chunk of the stretch.
-    first: u64,
-    /// Sizes of chunks with caches; 0 for none.
-    cache_sizes: [u64; 2],
-    caches: &'static [Cache],
-    findings: &'a mut Findings,
-}
-
-/// Why the chunks of a window ended.
-enum Step {
-    /// The window did.
-    On,
-    /// The last chunk reaches the end exactly.
-    Last(u64),
-    /// A header that is none, or a fence.
-    Odd,
-}
-
 impl<'s, 'a> Walk<'s, 'a> {
     pub(super) fn new(
         reader: Reader<'s>,
+        account: Account<'s>,
         layout: &'a Layout,
-        is_main: bool,
+        whose: Whose,
         quick: &'a Marks,
         findings: &'a mut Findings,
     ) -> Walk<'s, 'a> {
-        let source = reader.source();
-        let sizes = |index| layout.caches.get(index).map_or(0, Cache::chunk);
-        let books = Books {
-            account: Account::new(source),
-            quick,
-            quick_near: false,
-            small: [0; (SMALL / 16) as usize],
-            run: 0..0,
-            first: 0,
-            cache_sizes: [sizes(0), sizes(1)],
-            caches: layout.caches,
-            findings,
-        };
-        Walk { reader, books, is_main, anchors: [0; 2], search_left: SEARCH_MOST }
+        let books = Books::new(account, quick, layout.caches, findings);
+        Walk { reader, books, whose, anchors: [0; 2], search_left: SEARCH_MOST }
     }
 
     /// The account, with everything told.
-    pub(super) fn close(mut self) -> Result<Account<'s>, Fault> {
-        self.books.flush_run()?;
-        for (index, &count) in self.books.small.iter().enumerate().skip(1).filter(|(_, count)| **count > 0) {
-            self.books.account.live_many(16 * index as u64, count);
-        }
-        Ok(self.books.account)
+    pub(super) fn close(self) -> Result<Account<'s>, Fault> {
+        self.books.close()
     }
 
     /// Walks `span`. `cut` is the unit in which trimming would cut its top; `None` where it would not.
@@ -191,7 +124,6 @@ impl<'s, 'a> Walk<'s, 'a> {
     /// Counts chunks from `at` on as far as the window at hand reaches.
     fn window(&mut self, at: &mut u64, before: &mut u64, end: u64) -> Result<Step, Fault> {
         let bytes = self.reader.ahead(*at, HEADER as usize)?;
-        self.books.quick_near = self.books.quick.any(*at - *before..*at + bytes.len() as u64);
         self.books.chunks(bytes, at, before, end)
     }
 
@@ -202,33 +134,20 @@ impl<'s, 'a> Walk<'s, 'a> {
             self.unresolved(at, span.end);
             return Ok(());
         }
-        let books = &mut self.books;
-        books.free(at, size)?;
-        let top = std::mem::replace(&mut books.run, 0..0);
-        if let Some(unit) = cut {
-            // systrim: what is left of the top is a MINSIZE and a byte at least.
-            let size = top.end - top.start;
-            let spare = size.saturating_sub(MIN_CHUNK + 1);
-            books.account.trimmable(top.end - (spare - spare % unit)..top.end)?;
-        } else {
-            let page = ebbtide_observe::page_size().0;
-            let whole = (at + HEADER).next_multiple_of(page)..span.end - span.end % page;
-            books.findings.uncut += books.account.present(whole.start.min(whole.end)..whole.end)?;
-        }
-        Ok(())
+        self.books.top(at, at + size, cut)
     }
 
     /// Whether the odd header at `at` is a fence: two chunks of 16 bytes in the main arena; one, or a size of
     /// 0, at the end of a thread arena's full heap (sysmalloc).
     fn fence(&mut self, span: &Span, at: u64, before: u64) -> Result<Option<Ending>, Fault> {
-        let header = self.reader.array::<16>(at)?;
+        let Some(header) = self.header(at)? else { return Ok(None) };
         let field = field_of(&header);
         let size = field & !FLAGS;
         let next = match at + 2 * HEADER <= span.end {
-            true => Some(field_of(&self.reader.array::<16>(at + HEADER)?)),
+            true => self.header(at + HEADER)?.map(|header| field_of(&header)),
             false => None,
         };
-        let found = match (self.is_main, size, next) {
+        let found = match (self.whose.is_main, size, next) {
             (true, 16, Some(next)) if next == 16 | PREV_IN_USE => Some(Ending::Fence(at + 2 * HEADER)),
             (false, 16, Some(next)) if next & !FLAGS == 0 && !span.holds_top => Some(Ending::End),
             (false, 0, _) if field == PREV_IN_USE && !span.holds_top && span.end - at <= 64 => {
@@ -257,7 +176,7 @@ impl<'s, 'a> Walk<'s, 'a> {
                     Reached::Broken(_) => {}
                 }
             }
-        } else {
+        } else if !self.whose.is_locked {
             self.books
                 .findings
                 .corrupt(at, "the header of a chunk is none, or disagrees with the chunk before");
@@ -280,13 +199,18 @@ impl<'s, 'a> Walk<'s, 'a> {
         }
     }
 
+    /// The header of the chunk at `at`, where memory can be read.
+    fn header(&mut self, at: u64) -> Result<Option<[u8; 16]>, Fault> {
+        match self.reader.array::<16>(at) {
+            Ok(header) => Ok(Some(header)),
+            Err(Fault::Swapped(_) | Fault::Unmapped(_)) => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+
     /// The size of the chunk at `at` if it is one that ends at `end` or below, after one of `before` bytes.
     fn valid(&mut self, at: u64, before: u64, end: u64) -> Result<Option<u64>, Fault> {
-        let header = match self.reader.array::<16>(at) {
-            Ok(header) => header,
-            Err(Fault::Swapped(_) | Fault::Unmapped(_)) => return Ok(None),
-            Err(fault) => return Err(fault),
-        };
+        let Some(header) = self.header(at)? else { return Ok(None) };
         let field = field_of(&header);
         let size = field & !FLAGS;
         let fits = field & (MMAPPED | 8) == 0 && size >= MIN_CHUNK && size <= end - at;
@@ -344,11 +268,7 @@ impl<'s, 'a> Walk<'s, 'a> {
         match self.chain(first, end, end)? {
             Reached::Beyond(_) => Ok(Some(Ending::End)),
             Reached::Broken(at) if at > first && end - at >= 2 * HEADER => {
-                let mut field = |at| match self.reader.array::<16>(at) {
-                    Ok(header) => Ok(field_of(&header)),
-                    Err(Fault::Swapped(_) | Fault::Unmapped(_)) => Ok(0),
-                    Err(fault) => Err(fault),
-                };
+                let mut field = |at| Ok(self.header(at)?.map_or(0, |header| field_of(&header)));
                 let fence = field(at)? & !FLAGS == 16 && field(at + HEADER)? == 16 | PREV_IN_USE;
                 Ok(fence.then_some(Ending::Fence(at + 2 * HEADER)))
             }
@@ -375,7 +295,8 @@ impl<'s, 'a> Walk<'s, 'a> {
     /// Whether a part of the main arena may begin at `place`: a chunk that says the one before is in use.
     pub(super) fn may_begin(&mut self, place: u64, end: u64) -> Result<bool, Fault> {
         let chunk = self.valid(place, 0, end)?.is_some();
-        Ok(chunk && self.reader.u64(place + 8)? & FLAGS == PREV_IN_USE)
+        let header = self.header(place)?;
+        Ok(chunk && header.is_some_and(|header| field_of(&header) & FLAGS == PREV_IN_USE))
     }
 
     /// What is walked.
@@ -394,111 +315,4 @@ impl<'s, 'a> Walk<'s, 'a> {
 enum Reached {
     Beyond(u64),
     Broken(u64),
-}
-
-impl Books<'_, '_> {
-    /// The hot loop: counts the chunks of `bytes`, which begin at `at` after one of `before` bytes.
-    fn chunks(&mut self, bytes: &[u8], at: &mut u64, before: &mut u64, end: u64) -> Result<Step, Fault> {
-        let base = *at;
-        let (mut place, mut last) = (0usize, *before);
-        let step = loop {
-            let Some(header) = bytes.get(place..).and_then(|rest| rest.first_chunk::<16>()) else {
-                break Step::On;
-            };
-            let field = field_of(header);
-            let size = field & !FLAGS;
-            let left = end - base - place as u64;
-            if (field & (MMAPPED | 8) != 0) | (size < MIN_CHUNK) | (size >= left) {
-                let is_last = field & (MMAPPED | 8) == 0 && size == left && size >= MIN_CHUNK;
-                if is_last && self.settle(header, base + place as u64, last)? {
-                    break Step::Last(size);
-                }
-                break Step::Odd;
-            }
-            if (field & PREV_IN_USE != 0) & !self.quick_near & (last < SMALL) {
-                self.small[(last / 16) as usize] += 1;
-            } else if !self.settle(header, base + place as u64, last)? {
-                break Step::Odd;
-            }
-            if (size.wrapping_sub(self.cache_sizes[0]) <= HEADER)
-                | (size.wrapping_sub(self.cache_sizes[1]) <= HEADER)
-            {
-                self.may_be_cache(bytes, place, base + place as u64, size);
-            }
-            last = size;
-            place += size as usize;
-        };
-        (*at, *before) = (base + place as u64, last);
-        Ok(step)
-    }
-
-    /// Enters the chunk of `last` bytes that ends at `at`, where `header` is the next one's. False if the two
-    /// disagree.
-    fn settle(&mut self, header: &[u8; 16], at: u64, last: u64) -> Result<bool, Fault> {
-        if field_of(header) & PREV_IN_USE == 0 {
-            if last == 0 {
-                return Ok(true);
-            }
-            if foot_of(header) != last {
-                return Ok(false);
-            }
-            self.free(at - last, last)?;
-        } else if last <= FAST_MOST && self.quick_near && last > 0 && self.quick.has(at - last) {
-            self.account.cached(last);
-            self.freed(at - last..at)?;
-        } else if last < SMALL {
-            self.small[(last / 16) as usize] += 1;
-        } else {
-            self.account.live(last);
-        }
-        Ok(true)
-    }
-
-    fn free(&mut self, at: u64, size: u64) -> Result<(), Fault> {
-        self.account.free(at..at + size)?;
-        self.freed(at..at + size)
-    }
-
-    /// `range` would be free once quick lists are merged.
-    fn freed(&mut self, range: Range<u64>) -> Result<(), Fault> {
-        if self.run.end == range.start && !self.run.is_empty() {
-            self.run.end = range.end;
-            return Ok(());
-        }
-        self.flush_run()?;
-        self.run = range;
-        Ok(())
-    }
-
-    /// mtrim: whole pages of a freed chunk, but for its first 48 bytes.
-    fn flush_run(&mut self) -> Result<(), Fault> {
-        let run = std::mem::replace(&mut self.run, 0..0);
-        self.account.trimmable(run.end.min(run.start + KEPT_BY_TRIM)..run.end)
-    }
-
-    /// Remembers the chunk at `at` if its content, as far as it is at hand, may be a thread's cache in use.
-    fn may_be_cache(&mut self, bytes: &[u8], place: usize, at: u64, size: u64) {
-        let content = bytes.get(place + HEADER as usize..).unwrap_or_default();
-        let cache = self.caches.iter().find(|cache| cache.fits(size));
-        let is_first = at == self.first;
-        let possible = cache.is_some_and(|cache| match content.get(..cache.size()) {
-            Some(content) => cache.is_possible(content, is_first),
-            None => true,
-        });
-        if possible && self.findings.caches.len() < CANDIDATES_MOST {
-            self.findings.caches.push(Candidate { chunk: at, is_first });
-        }
-    }
-}
-
-/// A chunk's size with its flags.
-fn field_of(header: &[u8; 16]) -> u64 {
-    let [.., a, b, c, d, e, f, g, h] = *header;
-    u64::from_le_bytes([a, b, c, d, e, f, g, h])
-}
-
-/// The size of the chunk before, if that is free.
-fn foot_of(header: &[u8; 16]) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = *header;
-    u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }

@@ -99,6 +99,7 @@ fn heap(source: &dyn MemorySource, jemalloc: &Jemalloc, ranges: bool) -> Result<
     let mut walk = Walk::new(source, tree, &jemalloc.classes, &caches, account, jemalloc.by_pages());
     walk.all()?;
     heap.returnable_ranges = walk.account.take_ranges()?;
+    heap.huge = walk.account.take_huge();
     let mut reader = Reader::new(source);
     for place in walk.places() {
         bases.reach_below(&mut reader, place)?;

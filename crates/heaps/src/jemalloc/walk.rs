@@ -419,7 +419,7 @@ impl<'s, 'c> Walk<'s, 'c> {
         match self.large_mark(extent) {
             Some(Mark::Cached(_)) => self.account.cached(size),
             Some(Mark::Own) => self.account.metadata(size),
-            None => self.account.live(size),
+            None => self.account.live_at(extent.start..extent.start + size),
         }
     }
 

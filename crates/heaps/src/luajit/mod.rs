@@ -33,7 +33,7 @@ mod tests;
 mod walk;
 
 use crate::account::Account;
-use crate::model::{Arena, Collector, Corruption, Figures, Heap, Kind, SizeClass};
+use crate::model::{Arena, Collector, Corruption, Figures, HUGE_MOST, Heap, Kind, SizeClass};
 use crate::now::Now;
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
@@ -163,6 +163,7 @@ struct Pass {
     figures: Figures,
     classes: Vec<SizeClass>,
     ranges: Option<Vec<Range<u64>>>,
+    huge: Vec<Range<u64>>,
     /// What the collector said at its end.
     collector: Collector,
     corruptions: Vec<Corruption>,
@@ -196,6 +197,7 @@ impl Assembly<'_> {
             for block in &shared {
                 walk::direct(&mut account, block)?;
             }
+            self.heap.huge.extend(account.take_huge());
             let (figures, classes) = account.close()?;
             let what = format!(
                 "{} in {} blocks of 128 KiB and more are counted apart: nothing says of which state",
@@ -277,6 +279,7 @@ impl Assembly<'_> {
         let (top, broken) = (walk.top, std::mem::take(&mut walk.broken));
         let (reread, unresolved, away) = (walk.reread + state.reread, walk.unresolved, walk.away);
         let ranges = account.take_ranges()?;
+        let huge = account.take_huge();
         let (figures, classes) = account.close()?;
         let after = match source.is_still() {
             true => Some(state.clone()),
@@ -290,7 +293,7 @@ impl Assembly<'_> {
             false => broken,
         };
         let collector = after.map_or(state.global.collector, |after| after.global.collector);
-        Ok(Pass { figures, classes, ranges, collector, corruptions, reread, unresolved, away })
+        Ok(Pass { figures, classes, ranges, huge, collector, corruptions, reread, unresolved, away })
     }
 
     /// Tells what a walk over `state` came to.
@@ -322,6 +325,8 @@ impl Assembly<'_> {
             // Of a process that runs there may be more than there were at first.
             self.claims.take_all(std::slice::from_ref(&segment.range()));
         }
+        let room = HUGE_MOST.saturating_sub(self.heap.huge.len());
+        self.heap.huge.extend(pass.huge.into_iter().take(room));
         if let Some(ranges) = pass.ranges {
             self.heap.returnable_ranges.get_or_insert_default().extend(ranges);
         }

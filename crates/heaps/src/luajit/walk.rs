@@ -270,7 +270,7 @@ impl<'w, 's> Walk<'w, 's> {
                 What::Live if self.books.binary_search(&chunk.at).is_ok() => {
                     self.account.metadata(chunk.size)
                 }
-                What::Live => self.account.live(chunk.size),
+                What::Live => self.account.live_at(range),
                 What::Free(next, last) => {
                     self.links.add(chunk.at, next, last);
                     self.account.free_behind(range, links_len(chunk.size))?;
@@ -337,7 +337,7 @@ pub(super) fn own_chunks(page: u64, segments: impl Iterator<Item = Segment>) -> 
 /// Cuts `range` out of the walk's account: for large blocks.
 pub(super) fn direct(account: &mut Account<'_>, range: &Range<u64>) -> Result<(), Fault> {
     account.mapped(range.clone())?;
-    account.live(range.end - range.start - DIRECT_PAD);
+    account.live_at(range.start..range.end - DIRECT_PAD);
     account.metadata(DIRECT_PAD);
     Ok(())
 }

@@ -131,6 +131,17 @@ fn disjoint(look: &Look) {
     assert!(claims.windows(2).all(|pair| pair[0].end <= pair[1].start), "{claims:x?}");
 }
 
+/// Blocks from 1 MiB on are known by address.
+#[test]
+fn huge_blocks_have_addresses() {
+    let Some(build) = Build::host() else { return };
+    let mut shaped = Shaped::start(&build, "zeroes", "");
+    shaped.make();
+    let huge = shaped.heap().huge;
+    assert_eq!(huge.len(), 100);
+    assert!(huge.iter().all(|range| range.end - range.start == 1 << 20), "{huge:x?}");
+}
+
 /// jemalloc beside the C library's own malloc; with `dss:primary` the two share the brk heap.
 #[test]
 fn two_allocators_at_once() {

@@ -276,7 +276,8 @@ static void *storm(void *argument)
 {
     seed += (uintptr_t)argument * 104729;
     void *mine[500] = {0};
-    for (;;) {
+    for (unsigned turn = 1;; turn++) {
+        if (turn == 2000) pthread_barrier_wait(&at_end);
         void **place = &mine[draw(500)];
         free(*place);
         size_t size = draw(200) ? some_size() : draw(4 << 20);
@@ -297,7 +298,9 @@ static void *come_and_go(void *argument)
 
 static void busy(void)
 {
+    pthread_barrier_init(&at_end, NULL, 4);
     for (uintptr_t i = 0; i < 3; i++) begin(storm, i);
+    pthread_barrier_wait(&at_end);
     begin(come_and_go, 99);
 }
 

@@ -1,6 +1,7 @@
 /* Brings glibc's heap into a shape with a known truth and answers for it on stdin and stdout: "shape" makes it,
  * "truth" tells mallinfo's totals and writes malloc_info's to the file named on the command line, "trim" calls
- * malloc_trim(0). Every answer is a line that starts with "@ready". Between answers the process stands still.
+ * malloc_trim(0), "drop START END" drops pages, "sum" tells a sum over what the blocks hold, "end" frees them all
+ * among other allocations. Every answer is a line that starts with "@ready". Between answers the process stands still.
  *
  * What a shape holds is known exactly: `held` counts the chunk of every block in `blocks`. Answers allocate
  * nothing: streams have static buffers and are opened before the shape. Uses no function younger than
@@ -181,7 +182,7 @@ static void *thread(void *arg)
     if (burst.at_once) pthread_barrier_wait(&all);
     for (int i = 0; i < burst.number; i++)
         if (burst.keep_every && i % burst.keep_every == 0) held_by[me] += chunk(blocks[first + i]);
-        else free(blocks[first + i]);
+        else free(blocks[first + i]), blocks[first + i] = NULL;
     if (!burst.at_once) pthread_mutex_unlock(&turn);
     pthread_barrier_wait(&all);
     while (burst.stay) pause();
@@ -229,6 +230,29 @@ static const struct { const char *name; void (*make)(void); } shapes[] = {
     {"several-heaps", several_heaps}, {"tops-of-arenas", tops_of_arenas}, {"shared-arenas", shared_arenas},
 };
 
+/* FNV-1a over the content of every block. */
+static uint64_t sum(void)
+{
+    uint64_t hash = 14695981039346656037u;
+    for (size_t i = 0; i < BLOCKS; i++)
+        for (size_t at = 0; blocks[i] && at < malloc_usable_size(blocks[i]); at++)
+            hash = (hash ^ ((unsigned char *)blocks[i])[at]) * 1099511628211u;
+    return hash;
+}
+
+/* Takes and frees blocks of all sizes until none is left: malloc follows every link it has. */
+static void end(void)
+{
+    for (size_t i = 0; i < BLOCKS; i++) {
+        if (!blocks[i]) continue;
+        void *other = calloc(1, 16 + draw(5000));
+        for (size_t at = 0; at < 16; at++)
+            if (((char *)other)[at]) abort();
+        free(blocks[i]), blocks[i] = NULL;
+        if (i % 3) free(other);
+    }
+}
+
 static char out_buffer[1 << 12], info_buffer[1 << 18];
 
 int main(int argc, char **argv)
@@ -259,6 +283,15 @@ int main(int argc, char **argv)
             fflush(info);
             printf("@ready %u %u %u %u %u %u\n", now.arena, now.uordblks, now.fordblks, now.fsmblks, now.hblks,
                    now.hblkhd);
+        } else if (!strncmp(line, "drop ", 5)) {
+            char *rest;
+            uintptr_t start = strtoul(line + 5, &rest, 16), end = strtoul(rest, NULL, 16);
+            printf("@ready %d\n", madvise((void *)start, end - start, MADV_DONTNEED));
+        } else if (!strcmp(line, "sum")) {
+            printf("@ready %lx\n", sum());
+        } else if (!strcmp(line, "end")) {
+            end();
+            printf("@ready\n");
         } else if (!strcmp(line, "trim")) {
             printf("@ready %d\n", malloc_trim(0));
         }

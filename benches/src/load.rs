@@ -1,0 +1,176 @@
+//! The heap-load bench: the throughput of a busy Redis while `ebb heap` looks into it again and again. On Redis's
+//! jemalloc and, preloaded, on glibc's malloc.
+//!
+//! Whatever runs in a loop takes processor time, caches and, on siblings of one core, half of that. So the loop looks
+//! into an idle twin of the server in other rounds, and the two are compared: what is left is what looking does to
+//! whom it looks at. The server and its clients have one processor, the loop has another. Rounds alternate, so that a
+//! slower minute of the machine meets all. Invariant: the servers end with this program.
+
+use anyhow::{Context, Result, ensure};
+use rustix::io::Errno;
+use rustix::thread::{CpuSet, sched_setaffinity};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+/// The least share of its throughput that a server looked into must keep, against one beside which another is.
+const LEAST: f64 = 0.95;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The ebb to run
+    #[arg(long)]
+    ebb: PathBuf,
+    /// Keys of 200 bytes in the server
+    #[arg(long, default_value_t = 1_000_000)]
+    keys: u64,
+    /// Requests of each kind (SET, GET) in one measurement
+    #[arg(long, default_value_t = 400_000)]
+    requests: u64,
+    /// How often each is measured
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Fail where a server keeps less than 95% of its throughput
+    #[arg(long)]
+    assert: bool,
+}
+
+/// Which malloc the server runs on.
+const MALLOCS: [(&str, Option<&str>); 2] = [("jemalloc", None), ("glibc", Some("libc.so.6"))];
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    ensure!(args.rounds > 0, "no rounds");
+    println!("{} keys, {} rounds, medians of requests/s:", args.keys, args.rounds);
+    let columns = ["alone", "beside", "looked at", "kept", "looks"];
+    println!(
+        "{:<10} {:>10} {:>10} {:>10} {:>8} {:>8}",
+        "", columns[0], columns[1], columns[2], columns[3], columns[4]
+    );
+    pin(0)?;
+    let mut kept = true;
+    for (name, preload) in MALLOCS {
+        let servers = [Server::start(preload)?, Server::start(preload)?];
+        for server in &servers {
+            server.benchmark(&["-t", "set", "-P", "16"], args.keys, args.keys)?;
+        }
+        let [server, twin] = &servers;
+        let measure = || server.benchmark(&["-t", "set,get"], args.keys, args.requests);
+        let (mut alone, mut beside, mut looked_at, mut looks) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for _ in 0..args.rounds {
+            alone.push(measure()?);
+            let looking = Looking::start(&args.ebb, twin.child.id());
+            beside.push(measure()?);
+            looking.stop()?;
+            let looking = Looking::start(&args.ebb, server.child.id());
+            looked_at.push(measure()?);
+            looks += looking.stop()?;
+        }
+        let [alone, beside, looked_at] = [alone, beside, looked_at].map(median);
+        let share = looked_at / beside;
+        println!(
+            "{name:<10} {alone:>10.0} {beside:>10.0} {looked_at:>10.0} {:>7.1}% {looks:>8}",
+            share * 100.0
+        );
+        kept &= share >= LEAST;
+    }
+    Ok(if args.assert && !kept { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Keeps this thread and what it starts from now on to processor `n`, where there is one.
+fn pin(n: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(n);
+    match sched_setaffinity(None, &set) {
+        Ok(()) | Err(Errno::INVAL) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// A Redis on a socket in a directory of its own.
+struct Server {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(preload: Option<&str>) -> Result<Server> {
+        let dir = tempfile::tempdir()?;
+        let mut command = Command::new("redis-server");
+        command.args(["--port", "0", "--save", "", "--unixsocket"]).arg(dir.path().join("socket"));
+        command.arg("--dir").arg(dir.path()).stdin(Stdio::null()).stdout(Stdio::piped());
+        if let Some(library) = preload {
+            command.env("LD_PRELOAD", library);
+        }
+        let mut child = command.spawn().context("starting redis-server")?;
+        let stdout = child.stdout.take().context("its standard output")?;
+        let server = Server { child, dir };
+        let mut lines = BufReader::new(stdout).lines().map_while(std::io::Result::ok);
+        ensure!(lines.any(|line| line.contains("connections at")), "redis-server ended early");
+        // What it says later must find a reader.
+        thread::spawn(move || lines.for_each(drop));
+        Ok(server)
+    }
+
+    /// Requests per second: the harmonic mean of the kinds asked for.
+    fn benchmark(&self, options: &[&str], keys: u64, requests: u64) -> Result<f64> {
+        let mut command = Command::new("redis-benchmark");
+        command.arg("-s").arg(self.dir.path().join("socket")).args(options);
+        command.args(["-r", &keys.to_string(), "-n", &requests.to_string(), "-d", "200", "--csv"]);
+        let output = command.stderr(Stdio::inherit()).output().context("starting redis-benchmark")?;
+        ensure!(output.status.success(), "redis-benchmark: {}", output.status);
+        let text = String::from_utf8(output.stdout)?;
+        // "test","rps","avg_latency_ms",... and a line for each test.
+        let rates =
+            text.lines().skip(1).filter_map(|line| line.split(',').nth(1)?.trim_matches('"').parse().ok());
+        let rates: Vec<f64> = rates.collect();
+        ensure!(!rates.is_empty(), "redis-benchmark said {text:?}");
+        Ok(rates.len() as f64 / rates.iter().map(|rate| 1.0 / rate).sum::<f64>())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // An error says that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `ebb heap`, again and again.
+struct Looking {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<u32>>,
+}
+
+impl Looking {
+    fn start(ebb: &Path, pid: u32) -> Looking {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, ebb) = (Arc::clone(&stop), ebb.to_owned());
+        let thread = thread::spawn(move || {
+            pin(1)?;
+            let mut looks = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                let mut command = Command::new(&ebb);
+                command.args(["heap", &pid.to_string(), "--json"]).stdout(Stdio::null());
+                ensure!(command.status()?.success(), "ebb heap failed");
+                looks += 1;
+            }
+            Ok(looks)
+        });
+        Looking { stop, thread }
+    }
+
+    /// Ends it; how many looks there were.
+    fn stop(self) -> Result<u32> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow::anyhow!("the looking thread panicked"))?
+    }
+}
