@@ -9,7 +9,7 @@ use std::ops::Range;
 /// Threads that allocate, free, come and go: each walk ends with figures that add up, and sees no damage.
 #[test]
 fn a_process_that_works_meanwhile() {
-    for build in [Build::host(), Build::release("bullseye")].into_iter().flatten() {
+    for build in [Build::host(), Build::release("bullseye"), Build::release("trixie")].into_iter().flatten() {
         let mut busy = Shaped::start(&build, "busy", "");
         busy.0.ask("shape");
         let process = busy.process();
@@ -126,7 +126,7 @@ enum Damage {
 /// Whatever is damaged: nothing panics, figures add up, and no byte counts that is not mapped.
 #[test]
 fn damaged_pictures() {
-    for build in [Build::host(), Build::release("bullseye")].into_iter().flatten() {
+    for build in [Build::host(), Build::release("bullseye"), Build::release("trixie")].into_iter().flatten() {
         let (image, words) = picture(&build);
         let all: u64 = image.areas().iter().map(|area| area.range.end - area.range.start).sum();
         let check = |heaps: Vec<Heap>| {
@@ -139,7 +139,7 @@ fn damaged_pictures() {
             heaps.len()
         };
         assert_eq!(check(jemalloc::find(&image).unwrap()), 1);
-        let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(120) };
+        let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(80) };
         let mut runner = proptest::test_runner::TestRunner::new(config);
         let cases = (prop::collection::vec(damage(), 1..200), any::<bool>());
         let outcome = runner.run(&cases, |(damages, runs)| {
