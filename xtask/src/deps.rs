@@ -42,6 +42,16 @@ pub(crate) const TEST: &[Package] = &[
         "/usr/share/nginx/modules-available/mod-http-lua.conf",
         "nginx with Lua states",
     ),
+    package(
+        "libjemalloc2",
+        "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2",
+        "programs under jemalloc, whose heap is walked",
+    ),
+    package(
+        "libjemalloc-dev",
+        "/usr/lib/x86_64-linux-gnu/libjemalloc_pic.a",
+        "programs with jemalloc inside",
+    ),
     package("postgresql", "/usr/lib/postgresql", "runs under the preloaded malloc"),
     package("stress-ng", "stress-ng", "its malloc stressors run under the preloaded malloc"),
 ];

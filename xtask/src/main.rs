@@ -4,6 +4,7 @@ mod bench;
 mod bench_malloc;
 mod deps;
 mod glibcs;
+mod jemallocs;
 mod lab;
 mod man;
 mod pythons;

@@ -5,7 +5,7 @@
 use crate::deps;
 use crate::tally::{Lines, Tally};
 use crate::workspace::cargo;
-use crate::{glibcs, pythons};
+use crate::{glibcs, jemallocs, pythons};
 use anyhow::{Context, Result};
 use std::process::{Command, ExitCode};
 
@@ -28,7 +28,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for package in deps::missing(&[deps::TEST]) {
         total.skip(&format!("what needs {package}: not installed"));
     }
-    for missing in glibcs::provide().into_iter().chain(pythons::provide()) {
+    let others = [glibcs::provide(), pythons::provide(), jemallocs::provide()];
+    for missing in others.into_iter().flatten() {
         println!("{missing}");
     }
     // Output of tests that pass is shown, because the reasons for skipping are in it.

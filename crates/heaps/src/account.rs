@@ -170,16 +170,24 @@ impl<'s> Account<'s> {
         std::mem::take(&mut self.huge)
     }
 
-    /// Closes the books: what was mapped and told by no name is unused.
-    pub fn close(mut self) -> Result<(Figures, Vec<SizeClass>), Fault> {
+    /// The figures of what was told since the last call: for a heap whose parts are told by turns. Ends the
+    /// coalescing of free neighbours.
+    pub fn take_figures(&mut self) -> Result<Figures, Fault> {
         self.enter()?;
-        let named = self.figures.live + self.figures.cached + self.figures.free + self.figures.metadata;
-        self.figures.unused = self.figures.mapped - named;
+        let mut figures = std::mem::take(&mut self.figures);
+        figures.unused = figures.mapped - (figures.live + figures.cached + figures.free + figures.metadata);
+        Ok(figures)
+    }
+
+    /// Closes the books: what was mapped and told by no name is unused. The histogram is of everything, the figures
+    /// of what [`Account::take_figures`] did not take.
+    pub fn close(mut self) -> Result<(Figures, Vec<SizeClass>), Fault> {
+        let figures = self.take_figures()?;
         let classes = self.classes.into_iter().enumerate();
         let classes = classes
             .filter(|(_, class)| class.live_count + class.free_count > 0)
             .map(|(index, class)| SizeClass { up_to: Bytes(up_to(index)), ..class });
-        Ok((self.figures, classes.collect()))
+        Ok((figures, classes.collect()))
     }
 
     fn whole_pages(&self, range: &Range<u64>) -> Option<Range<u64>> {

@@ -105,6 +105,19 @@ pub fn covered(source: &dyn MemorySource, range: Range<u64>, fits: fn(&Area) -> 
     true
 }
 
+/// `ranges` in order, those that touch or overlap as one.
+pub(crate) fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut merged: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    for range in ranges.into_iter().filter(|range| !range.is_empty()) {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
 /// A process, or the picture of one.
 pub trait MemorySource {
     /// Its mappings, in the order of addresses.

@@ -5,7 +5,8 @@
 
 use super::layout::Segment;
 use super::scan::is_candidate;
-use crate::source::{Area, Fault, MemorySource, PageState, ReadSeek};
+use crate::now::Now;
+use crate::source::{Area, Fault, MemorySource, PageState};
 use ebbtide_observe::Bytes;
 use ebbtide_observe::process::{Device, Perms};
 use std::ops::Range;
@@ -64,35 +65,22 @@ pub(super) fn peek(source: &dyn MemorySource, address: u64) -> Result<[u8; 24], 
     if read == bytes.len() { Ok(bytes) } else { Err(Fault::Unmapped(address)) }
 }
 
-/// A source with other mappings than it had at first.
-pub(super) struct Grown<'s> {
-    source: &'s dyn MemorySource,
-    areas: Vec<Area>,
-}
-
-impl<'s> Grown<'s> {
-    /// `source` as it is now, if that may be another.
-    pub(super) fn now(source: &'s dyn MemorySource) -> Result<Option<Grown<'s>>, Fault> {
-        Ok(source.areas_now()?.map(|areas| Grown { source, areas }))
-    }
-
-    /// `source` with the segments of a state among its mappings.
-    pub(super) fn with(source: &'s dyn MemorySource, segments: &[Segment]) -> Grown<'s> {
-        let mut areas = source.areas().to_vec();
-        for segment in segments {
-            let mut at = segment.base;
-            let mut index = areas.partition_point(|area| area.range.end <= at);
-            while at < segment.end() {
-                let next = areas.get(index).map_or(u64::MAX, |area| area.range.start);
-                if at < next {
-                    areas.insert(index, new(at..next.min(segment.end())));
-                }
-                at = areas[index].range.end;
-                index += 1;
+/// `source` with the segments of a state among its mappings.
+pub(super) fn with<'s>(source: &'s dyn MemorySource, segments: &[Segment]) -> Now<'s> {
+    let mut areas = source.areas().to_vec();
+    for segment in segments {
+        let mut at = segment.base;
+        let mut index = areas.partition_point(|area| area.range.end <= at);
+        while at < segment.end() {
+            let next = areas.get(index).map_or(u64::MAX, |area| area.range.start);
+            if at < next {
+                areas.insert(index, new(at..next.min(segment.end())));
             }
+            at = areas[index].range.end;
+            index += 1;
         }
-        Grown { source, areas }
     }
+    Now { source, areas }
 }
 
 fn new(range: Range<u64>) -> Area {
@@ -103,31 +91,5 @@ fn new(range: Range<u64>) -> Area {
         dev: Device { major: 0, minor: 0 },
         inode: 0,
         path: Vec::new(),
-    }
-}
-
-impl MemorySource for Grown<'_> {
-    fn areas(&self) -> &[Area] {
-        &self.areas
-    }
-
-    fn read_ranges(&self, ranges: &[Range<u64>], buf: &mut [u8]) -> Result<usize, Fault> {
-        self.source.read_ranges(ranges, buf)
-    }
-
-    fn pages(&self, range: Range<u64>, each: &mut dyn FnMut(Range<u64>, PageState)) -> Result<(), Fault> {
-        self.source.pages(range, each)
-    }
-
-    fn file(&self, area: &Area) -> Result<Box<dyn ReadSeek>, Fault> {
-        self.source.file(area)
-    }
-
-    fn is_still(&self) -> bool {
-        self.source.is_still()
-    }
-
-    fn areas_now(&self) -> Result<Option<Vec<Area>>, Fault> {
-        self.source.areas_now()
     }
 }

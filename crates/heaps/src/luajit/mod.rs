@@ -34,11 +34,12 @@ mod walk;
 
 use crate::account::Account;
 use crate::model::{Arena, Collector, Corruption, Figures, HUGE_MOST, Heap, Kind, SizeClass};
+use crate::now::Now;
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
 use code::Code;
 use ebbtide_observe::Bytes;
-use grown::{Grown, Place};
+use grown::Place;
 use layout::DIRECT_PAD;
 use links::Links;
 use state::State;
@@ -75,7 +76,7 @@ fn look(source: &dyn MemorySource, ranges: bool) -> Result<Vec<Heap>, Fault> {
     if codes.is_empty() {
         return Ok(Vec::new());
     }
-    match Grown::now(source)? {
+    match Now::of(source)? {
         Some(now) => look_with(&now, &codes, ranges),
         None => look_with(source, &codes, ranges),
     }
@@ -255,7 +256,7 @@ impl Assembly<'_> {
     /// Walks `state` once.
     fn pass(&self, state: &State, large: &[Range<u64>]) -> Result<Pass, Fault> {
         if state.has_new {
-            return self.pass_in(&Grown::with(self.source, &state.segments), state, large);
+            return self.pass_in(&grown::with(self.source, &state.segments), state, large);
         }
         self.pass_in(self.source, state, large)
     }
