@@ -147,6 +147,7 @@ fn traced<R: Send>(
     job: impl FnOnce(&Stopped) -> R + Send,
 ) -> Result<(R, Duration), FreezeError> {
     let body = || {
+        attend(pid);
         let mut threads = Threads::new(pid);
         let result = stop(&mut threads).map(|()| job(&Stopped(&threads)));
         threads.release();
@@ -157,6 +158,25 @@ fn traced<R: Send>(
         let thread = thread.map_err(|e| FreezeError::Os(Errno::from_io_error(&e).unwrap_or(Errno::AGAIN)))?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Makes steps short for a thread that does nothing but trace: short sleeps are short (timer slack is 50 us else), and
+/// it runs where the first thread of `pid` ran last, so that each wakes the other on its own processor and none has
+/// to be woken from idling (90 us a step in a virtual machine, measured on 6.18). Neither is needed.
+fn attend(pid: u32) {
+    let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
+    let Some(processor) = processor(pid) else { return };
+    let mut set = rustix::thread::CpuSet::new();
+    if processor < rustix::thread::CpuSet::MAX_CPU {
+        set.set(processor);
+        let _ = rustix::thread::sched_setaffinity(None, &set);
+    }
+}
+
+/// The processor that the first thread of `pid` ran on last: field 39 of its stat, the 37th behind the name.
+fn processor(pid: u32) -> Option<usize> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(36)?.parse().ok()
 }
 
 /// Threads that stand still while their tracing thread looks at them. It cannot leave that thread: only there do

@@ -34,14 +34,19 @@ const NO_CALL: u64 = u64::MAX;
 const FAULTS: u64 = 1 << (4 - 1) | 1 << (5 - 1) | 1 << (7 - 1) | 1 << (8 - 1) | 1 << (11 - 1) | 1 << (31 - 1);
 /// Room for what the function puts on the stack itself.
 const ROOM: u64 = 16 << 10;
+/// Room for what a system call reads.
+const SCRATCH: u64 = 8 << 10;
 /// Between two looks whether it has come further.
 const PAUSE: Duration = Duration::from_micros(10);
+/// So often it is looked at once without a sleep between.
+const YIELDS: u32 = 500;
 /// How long a step takes that does no work: until then it is waited for, also after the patience ended.
 const STEP: Duration = Duration::from_secs(1);
 
 /// A stopped thread that makes calls. It cannot leave the tracing thread, as the [`Stopped`] it is from.
 pub struct Borrowed<'t> {
     stopped: PhantomData<&'t Stopped<'t>>,
+    pid: Pid,
     tid: u32,
     saved: Registers,
     mask: u64,
@@ -70,7 +75,7 @@ impl<'t> Borrowed<'t> {
             return Err(BorrowError::ShadowStack);
         }
         let (mask, xstate) = (mask(tid)?, xstate(tid)?);
-        let room = xstate.len() as u64 + 2 * ROOM;
+        let room = xstate.len() as u64 + 2 * ROOM + SCRATCH;
         if !stack.contains(&saved.rsp) || saved.rsp - stack.start < room {
             return Err(BorrowError::NoRoom);
         }
@@ -78,7 +83,7 @@ impl<'t> Borrowed<'t> {
         plain(libc::PTRACE_SETOPTIONS, tid, libc::PTRACE_O_TRACESYSGOOD)?;
         let pid = i32::try_from(stopped.pid()).ok().and_then(Pid::from_raw).ok_or(BorrowError::Ended)?;
         remote::write(pid, frame.at, &frame.bytes).map_err(|error| BorrowError::from(Errno::from(error)))?;
-        Ok(Borrowed { stopped: PhantomData, tid, saved, mask, xstate, frame, restorer, is_away: false })
+        Ok(Borrowed { stopped: PhantomData, pid, tid, saved, mask, xstate, frame, restorer, is_away: false })
     }
 
     /// Where it stood: its instruction and stack pointers.
@@ -112,6 +117,17 @@ impl<'t> Borrowed<'t> {
         self.leave(gate, number, args)?;
         let calls = self.follow(patience)?;
         calls.first().map(|&(_, result)| result).ok_or(BorrowError::Os(Errno::IO))
+    }
+
+    /// Writes `bytes`, at most 8 KiB, below the frame, for a system call to read; their address. A function's stack
+    /// would overwrite them.
+    pub fn scratch(&self, bytes: &[u8]) -> Result<u64, BorrowError> {
+        if bytes.len() as u64 > SCRATCH {
+            return Err(BorrowError::NoRoom);
+        }
+        let at = (self.frame.at - SCRATCH - ROOM) & !15;
+        remote::write(self.pid, at, bytes).map_err(|error| BorrowError::from(Errno::from(error)))?;
+        Ok(at)
     }
 
     /// Sends the thread to `function`. From here on it comes back by itself.
@@ -191,12 +207,18 @@ impl<'t> Borrowed<'t> {
 
     /// The next stop.
     fn next(&self, deadline: Instant) -> Result<libc::c_int, BorrowError> {
+        let mut asked = 0;
         loop {
             match wait(self.tid)? {
                 Some(status) if libc::WIFSTOPPED(status) => return Ok(status),
                 Some(_) => return Err(BorrowError::Ended),
-                None if Instant::now() < deadline => std::thread::sleep(PAUSE),
-                None => return Err(BorrowError::Late),
+                None if Instant::now() >= deadline => return Err(BorrowError::Late),
+                // Most steps take a few microseconds, and a sleep at least 50 more (timer slack).
+                None if asked < YIELDS => {
+                    asked += 1;
+                    std::thread::yield_now();
+                }
+                None => std::thread::sleep(PAUSE),
             }
         }
     }
