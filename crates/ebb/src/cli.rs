@@ -1,5 +1,6 @@
 //! The command line: one definition for parsing, `--help`, completions and man pages.
 
+use crate::looks::Budget;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -48,6 +49,8 @@ pub(crate) enum Verb {
 pub(crate) struct HostArgs {
     #[command(flatten)]
     pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) budget: Budget,
     /// Every line of the ledger and all evidence
     #[arg(long, short)]
     pub(crate) all: bool,
@@ -122,6 +125,8 @@ pub(crate) struct PsArgs {
     #[arg(long, value_name = "N")]
     pub(crate) top: Option<usize>,
     #[command(flatten)]
+    pub(crate) budget: Budget,
+    #[command(flatten)]
     pub(crate) output: Output,
 }
 
@@ -136,6 +141,8 @@ pub(crate) enum Sort {
     Rss,
     /// Swapped out
     Swap,
+    /// Whole free pages in its heaps
+    Returnable,
 }
 
 /// `ebb causes`.

@@ -1,6 +1,7 @@
 //! `ebb explain`: one process, one cgroup or the host, with evidence; with `--for`, over time.
 
 use crate::cli::ExplainArgs;
+use crate::looks::Budget;
 use crate::report::{Beside, Report, Target};
 use crate::{cgroup, gather, host, watch};
 use anyhow::{Context, bail};
@@ -36,7 +37,7 @@ pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         }
         (None, None) if args.host => {
             let growth = args.time.map(|time| watch::host(&root, time)).transpose()?;
-            host::report(&root)?.with_growth(growth)
+            host::report(&root, Budget::default())?.with_growth(growth)
         }
         (None, None) => {
             bail!("explain what? Give a PID or a NAME, --cgroup PATH, or --host ('ebb ps' lists processes)")

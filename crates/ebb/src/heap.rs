@@ -3,6 +3,7 @@
 //! Nothing is stopped unless it is asked for (--freeze), and then for the walk alone. A process that becomes another
 //! program while it is read is read again.
 
+mod damage;
 mod refused;
 mod text;
 mod watch;
@@ -125,6 +126,7 @@ impl Target {
         let mut tries = 0;
         loop {
             match self.look_once(freeze) {
+                Ok(seen) if freeze => return Ok(damage::lasting(seen, || self.look_once(true))),
                 Ok(seen) => return Ok(seen),
                 Err(NoLook::Look(error)) if is_gone(&error) && !self.has_ended() && tries < TRIES => {
                     tries += 1

@@ -2,7 +2,8 @@
 
 use crate::cli::HostArgs;
 use crate::gather;
-use crate::report::{Report, Target};
+use crate::looks::{Budget, Looks};
+use crate::report::{Heaps, Report, Target};
 use ebbtide_explain::{Line, ledger, rules};
 use ebbtide_observe::host::HostSample;
 use ebbtide_observe::process::{ProcSample, Processes};
@@ -11,16 +12,18 @@ use ebbtide_observe::{Bytes, Root};
 use std::process::ExitCode;
 
 pub(crate) fn run(args: &HostArgs) -> anyhow::Result<ExitCode> {
-    report(&Root::live()?)?.print(args.output.json, args.all)
+    report(&Root::live()?, args.budget)?.print(args.output.json, args.all)
 }
 
 /// The host's report.
-pub(crate) fn report(root: &Root) -> anyhow::Result<Report> {
+pub(crate) fn report(root: &Root, budget: Budget) -> anyhow::Result<Report> {
     let (processes, (sample, cgroups)) =
         Processes::read_beside(root, || (HostSample::read(root), gather::cgroups(root)))?;
     let sample = sample?;
     let shared = gather::shared(root, &sample, &processes);
     let ledger = ledger::host(&sample, anon(&processes), shmem(&sample, &shared));
+    let with_memory: Vec<&ProcSample> = processes.all.iter().filter(|p| p.rss() > Bytes::ZERO).collect();
+    let looks = Looks::into(root, &with_memory, budget);
     let findings = rules::host(&rules::Host {
         sample: &sample,
         ledger: &ledger,
@@ -32,8 +35,9 @@ pub(crate) fn report(root: &Root) -> anyhow::Result<Report> {
         large_forks: &gather::large_forks(root, &sample, &processes),
         cow: &gather::cow_pairs(root, &processes, None),
         caps: &gather::heap_caps(root, &processes),
+        inside: looks.seen(),
     });
-    let unread = [sample.unread.clone(), processes.unread(), shared.unread.clone()].concat();
+    let unread = [sample.unread.clone(), processes.unread(), shared.unread.clone(), looks.unread()].concat();
     let target = Target {
         kind: "host",
         name: sample.hostname.clone(),
@@ -41,7 +45,9 @@ pub(crate) fn report(root: &Root) -> anyhow::Result<Report> {
         total: "RAM",
         ..Target::default()
     };
-    Ok(Report::new(target, ledger, findings, unread))
+    let mut report = Report::new(target, ledger, findings, unread);
+    report.heaps = budget.is_some().then(|| Heaps::of(&looks));
+    Ok(report)
 }
 
 /// What shmem consists of: file systems in RAM, memfds, System V segments.

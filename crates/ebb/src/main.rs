@@ -14,6 +14,7 @@ mod fork;
 mod gather;
 mod heap;
 mod host;
+mod looks;
 mod ps;
 mod render;
 mod report;

@@ -2,6 +2,9 @@
 
 #[cfg(test)]
 mod golden;
+mod heaps;
+
+pub(crate) use heaps::Heaps;
 
 use crate::escape::escape;
 use crate::render::{self, FAINT, HEADING, Page};
@@ -20,6 +23,9 @@ pub(crate) struct Report {
     /// Figures that overlap the ledger, in the order they are shown in.
     #[serde(skip_serializing_if = "Beside::is_empty")]
     pub(crate) beside: Beside,
+    /// Of a host whose processes were looked into.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) heaps: Option<Heaps>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) growth: Option<Growth>,
     pub(crate) findings: Vec<Finding>,
@@ -72,6 +78,7 @@ impl Report {
             target,
             ledger,
             beside: Beside::default(),
+            heaps: None,
             growth: None,
             findings,
             unread,
@@ -112,6 +119,9 @@ impl Report {
         out.push('\n');
         render::ledger(&mut out, page, &self.ledger, all);
         self.beside(&mut out, page);
+        if let Some(heaps) = &self.heaps {
+            heaps.text(&mut out, page, all);
+        }
         if let Some(growth) = &self.growth {
             render::growth(&mut out, page, growth, all);
         }

@@ -3,6 +3,7 @@
 //! Walkers need not know of time: each of them asks again and again, and ends at the next question. What one says
 //! of a heap whose reading was cut short means nothing, so ask [`Bounded::is_overdue`] before believing it.
 
+use crate::files::Files;
 use crate::source::{Area, Fault, MemorySource, PageState, ReadSeek};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -12,12 +13,18 @@ use std::time::Instant;
 pub struct Bounded<'s> {
     source: &'s dyn MemorySource,
     deadline: Instant,
+    files: Option<&'s Files>,
 }
 
 impl<'s> Bounded<'s> {
     /// `source`, until `deadline`.
     pub fn new(source: &'s dyn MemorySource, deadline: Instant) -> Bounded<'s> {
-        Bounded { source, deadline }
+        Bounded { source, deadline, files: None }
+    }
+
+    /// The same, which keeps in `files` what it finds there.
+    pub fn remembering(self, files: &'s Files) -> Bounded<'s> {
+        Bounded { files: Some(files), ..self }
     }
 
     /// Whether the deadline has passed.
@@ -52,6 +59,15 @@ impl MemorySource for Bounded<'_> {
 
     fn is_still(&self) -> bool {
         self.source.is_still()
+    }
+
+    fn areas_now(&self) -> Result<Option<Vec<Area>>, Fault> {
+        self.in_time()?;
+        self.source.areas_now()
+    }
+
+    fn files(&self) -> Option<&Files> {
+        self.files.or_else(|| self.source.files())
     }
 }
 

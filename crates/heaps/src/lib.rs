@@ -10,6 +10,7 @@ mod account;
 mod bounded;
 pub mod cpython;
 pub mod ebbtide;
+mod files;
 pub mod glibc;
 mod image;
 mod live;
@@ -23,6 +24,7 @@ mod unknown;
 
 pub use account::{Account, RANGES_MOST};
 pub use bounded::Bounded;
+pub use files::Files;
 pub use image::Image;
 pub use live::Live;
 pub use look::{Look, LookError};

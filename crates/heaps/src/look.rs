@@ -5,6 +5,7 @@
 //! all.
 
 use crate::bounded::Bounded;
+use crate::files::Files;
 use crate::model::{Extent, Heap, Kind};
 use crate::source::{Fault, MemorySource};
 use crate::unknown::{self, Around, in_order, without};
@@ -58,11 +59,11 @@ impl Look {
     }
 
     /// Looks inside `process` for no longer than `budget`, give or take one question to the kernel. Where that is
-    /// not enough: [`Fault::Overdue`].
-    pub fn within(process: &Process, budget: Duration) -> Result<Look, LookError> {
+    /// not enough: [`Fault::Overdue`]. What is found in its files is kept in `files`, for the next process.
+    pub fn within(process: &Process, budget: Duration, files: &Files) -> Result<Look, LookError> {
         let deadline = Instant::now() + budget;
         let live = Live::new(process, false)?;
-        let bounded = Bounded::new(&live, deadline);
+        let bounded = Bounded::new(&live, deadline).remembering(files);
         let look = Look::over(&bounded, &around(process, &live)?);
         // A walker may take a question that is not answered for memory that is not there.
         if bounded.is_overdue() { Err(Fault::Overdue.into()) } else { Ok(look?) }

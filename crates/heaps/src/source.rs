@@ -1,6 +1,7 @@
 //! What a walker sees of a process: its mappings, their content, which pages are in memory, and the files
 //! behind them.
 
+use crate::files::Files;
 use ebbtide_observe::Bytes;
 use ebbtide_observe::process::{Device, Mapping, Perms};
 use rustix::io::Errno;
@@ -126,6 +127,11 @@ pub trait MemorySource {
     /// and gives back memory, and walkers before this one took their time.
     fn areas_now(&self) -> Result<Option<Vec<Area>>, Fault> {
         Ok(None)
+    }
+
+    /// Where what was found in files is kept for looks into other processes.
+    fn files(&self) -> Option<&Files> {
+        None
     }
 
     /// The area that `address` lies in.

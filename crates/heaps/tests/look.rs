@@ -2,7 +2,7 @@
 //! what it is.
 #![allow(clippy::unwrap_used)]
 
-use ebbtide_heaps::{Fault, Kind, Look, LookError};
+use ebbtide_heaps::{Fault, Files, Kind, Look, LookError};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, Root};
 use ebbtide_sys::freeze::{FreezeError, Frozen};
@@ -154,8 +154,8 @@ fn zeroed_data_is_static() {
 #[test]
 fn what_is_not_finished_in_time_is_not_told() {
     let process = Process::open(&Root::live().unwrap(), std::process::id()).unwrap();
-    let overdue = Look::within(&process, Duration::ZERO);
+    let overdue = Look::within(&process, Duration::ZERO, &Files::default());
     assert!(matches!(overdue, Err(LookError::Memory(Fault::Overdue))), "{overdue:?}");
-    let look = Look::within(&process, Duration::from_secs(600)).unwrap();
+    let look = Look::within(&process, Duration::from_secs(600), &Files::default()).unwrap();
     assert!(look.heaps.iter().any(|heap| heap.kind == Kind::Glibc || heap.name.is_some()));
 }

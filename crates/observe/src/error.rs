@@ -81,7 +81,7 @@ impl Unread {
 }
 
 /// `why` something was refused, and what would help: root, but where root is what was refused.
-pub(crate) fn unless_root(why: &str) -> String {
+pub fn unless_root(why: &str) -> String {
     if rustix::process::geteuid().is_root() {
         format!("{why}, even to root (a sandbox or security module)")
     } else {

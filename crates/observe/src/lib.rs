@@ -20,7 +20,7 @@ pub mod trace;
 mod units;
 pub mod writes;
 
-pub use error::{ReadError, Unread};
+pub use error::{ReadError, Unread, unless_root};
 pub use escape::Escaped;
 pub use process::Process;
 pub use root::Root;

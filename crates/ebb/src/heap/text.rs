@@ -113,7 +113,8 @@ fn arenas(out: &mut String, page: Page, heap: &Heap, all: bool) {
         let cells = [resident, live, returnable, pinned_free].map(|bytes| bytes.to_string());
         table.row(cells.into_iter().chain([escape(&arena.name).into_owned()]).collect());
     }
-    table_of(out, page, &table);
+    out.push('\n');
+    render::table(out, page, 2, &table);
     more(out, left, "arenas");
 }
 
@@ -140,18 +141,9 @@ fn classes(out: &mut String, page: Page, heap: &Heap, all: bool) {
             class.free.to_string(),
         ]);
     }
-    table_of(out, page, &table);
-    more(out, left, "size classes");
-}
-
-/// A table, indented by two.
-fn table_of(out: &mut String, page: Page, table: &Table) {
-    let mut lines = String::new();
-    table.render(&mut lines, Page { width: page.width - 2 });
     out.push('\n');
-    for line in lines.lines() {
-        out.extend(["  ", line, "\n"]);
-    }
+    render::table(out, page, 2, &table);
+    more(out, left, "size classes");
 }
 
 fn more(out: &mut String, left: usize, what: &str) {

@@ -94,10 +94,11 @@ fn table_head(page: Page) -> String {
     format!("{TABLE_HEAD}{GAP}GREW MOST")
 }
 
-/// Sums over the heaps that are known. What a size class grew by has room beside it on 80 columns.
+/// Sums over the heaps that are known, if any is. What a size class grew by has room beside it on 80 columns.
 fn row(seen: &Seen, at: Duration) -> String {
-    let sum = |of: fn(&Figures) -> Bytes| -> String {
-        seen.look.known().map(|heap| of(&heap.figures)).sum::<Bytes>().to_string()
+    let sum = |of: fn(&Figures) -> Bytes| match seen.look.known().next() {
+        Some(_) => seen.look.known().map(|heap| of(&heap.figures)).sum::<Bytes>().to_string(),
+        None => "-".to_owned(),
     };
     format!(
         "{:>6.1} s {:>8} {:>8} {:>8} {:>8} {:>10}",

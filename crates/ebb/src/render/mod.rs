@@ -83,6 +83,15 @@ pub(crate) fn unread(out: &mut String, page: Page, unread: &[Unread]) {
     }
 }
 
+/// Appends `table`, indented by `indent`.
+pub(crate) fn table(out: &mut String, page: Page, indent: usize, table: &Table) {
+    let mut lines = String::new();
+    table.render(&mut lines, Page { width: page.width - indent });
+    for line in lines.lines() {
+        out.push_str(&format!("{:indent$}{line}\n", ""));
+    }
+}
+
 /// A heading with a blank line above it.
 pub(crate) fn heading(out: &mut String, text: &str) {
     out.push_str(&format!("\n{HEADING}{text}{HEADING:#}\n"));

@@ -2,7 +2,7 @@
 //!
 //! After a deliberate change: `EBB_UPDATE_GOLDEN=1 cargo test -p ebb --bin ebb golden`, then read the diff.
 
-use super::{Beside, Report, Target};
+use super::{Beside, Heaps, Report, Target};
 use crate::render::{Page, columns};
 use ebbtide_explain::growth::{Growth, Judged};
 use ebbtide_explain::trend::{Rate, Slope, Undecided, Valleys, Verdict};
@@ -106,7 +106,10 @@ fn host() -> Report {
         what: "PSS of 31 processes".to_owned(),
         why: "permission denied; run as root to read it".to_owned(),
     }];
-    Report::new(target, ledger(Bytes::from_mib(15_990), lines), vec![slab, twice, long], unread)
+    let mut report =
+        Report::new(target, ledger(Bytes::from_mib(15_990), lines), vec![slab, twice, long], unread);
+    report.heaps = Some(Heaps::made_up());
+    report
 }
 
 #[test]
@@ -120,6 +123,7 @@ fn golden_clean_host() {
     let mut report = host();
     report.findings.clear();
     report.unread.clear();
+    report.heaps = None;
     check("host-clean", &report, false);
 }
 

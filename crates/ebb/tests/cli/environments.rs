@@ -126,6 +126,7 @@ fn texts(pid: &str) -> Vec<Vec<&str>> {
         vec!["heap", pid],
         vec!["heap", pid, "--all"],
         vec!["heap", pid, "--watch", "10ms", "--for", "50ms"],
+        vec!["ps", "--sort", "returnable", "--heaps", "20ms"],
         vec!["causes"],
         vec!["causes", "kernel-pages"],
     ]

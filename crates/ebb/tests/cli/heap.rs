@@ -277,3 +277,37 @@ sys.stdin.readline()
     // To read it, nobody needs to trace it.
     run(&mut ebb(&["heap", &pid, "--json"])).json("heap");
 }
+
+/// Its threads are stopped in the middle of malloc now and then.
+#[test]
+fn a_busy_process_that_is_frozen_is_not_damaged() {
+    let script =
+        "print('@ready', flush=True)\nwhile True:\n    k = [[i] for i in range(100000)]\n    k = None";
+    let Some(child) = python(script, "") else { return };
+    for _ in 0..20 {
+        let report = run(&mut ebb(&["heap", &child.pid().to_string(), "--freeze", "--json"])).json("heap");
+        for heap in report["allocators"].as_array().unwrap() {
+            assert_eq!(heap["corruptions"], serde_json::json!([]), "{heap:#}");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_process_that_is_frozen_is() {
+    // A block is written past its end, over the size of the block behind it, which is free.
+    const SCRIPT: &str = "
+import ctypes, sys
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+blocks = [libc.malloc(0x4f8) for _ in range(64)]
+ctypes.memset(max(blocks[:32]) + 0x4f8, 0x41, 7)
+print('@ready', hex(max(blocks[:32]) + 0x4f0), flush=True)
+sys.stdin.readline()
+";
+    let Some(child) = python(SCRIPT, "") else { return };
+    let report = run(&mut ebb(&["heap", &child.pid().to_string(), "--freeze", "--json"])).json("heap");
+    let damage = glibc(&report)["corruptions"].as_array().unwrap();
+    let address = u64::from_str_radix(child.said().trim_start_matches("0x"), 16).unwrap();
+    assert!(damage.iter().any(|damage| damage["address"] == address), "{address:#x}: {damage:#?}");
+}

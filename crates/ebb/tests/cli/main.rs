@@ -8,6 +8,7 @@
 mod contracts;
 mod environments;
 mod heap;
+mod heaps;
 mod programs;
 mod targets;
 

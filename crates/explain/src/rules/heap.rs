@@ -8,6 +8,7 @@ use super::Subject;
 use crate::{Cause, Finding, count};
 use ebbtide_heaps::{Arena, Figures, HUGE_BLOCK, Heap, Kind};
 use ebbtide_observe::Bytes;
+use ebbtide_observe::process::status::Vm;
 use std::time::Duration;
 
 /// Free bytes on pages that hold live blocks too are fragmentation when they are this share of the heap.
@@ -42,9 +43,24 @@ pub struct Used {
     pub untouched: Bytes,
 }
 
+/// Whose heap it is.
+pub(super) struct Owner {
+    pub(super) pid: u32,
+    pub(super) vm: Option<Vm>,
+    /// The least that is worth a finding.
+    pub(super) worth: Bytes,
+}
+
+impl Owner {
+    fn of(subject: &Subject) -> Owner {
+        Owner { pid: subject.detail.pid, vm: Some(subject.detail.vm), worth: subject.worth() }
+    }
+}
+
 pub(super) fn rule(subject: &Subject) -> Vec<Finding> {
     let known = || subject.heaps.iter().filter(|heap| is_read(heap));
-    let mut findings: Vec<Finding> = known().filter_map(|heap| retained(subject, heap)).collect();
+    let owner = Owner::of(subject);
+    let mut findings: Vec<Finding> = known().filter_map(|heap| retained(&owner, heap)).collect();
     findings.extend(known().filter_map(|heap| fragmented(subject, heap)));
     findings.extend(known().filter_map(|heap| uncollected(subject, heap)));
     findings
@@ -82,7 +98,7 @@ fn may_be_slack(subject: &Subject, heap: &Heap, blocks: u64, bytes: Bytes, used:
         name(heap),
         count(blocks)
     );
-    let finding = books(Finding::new(Cause::Undetermined, bytes, 0.5, summary), subject, heap);
+    let finding = books(Finding::new(Cause::Undetermined, bytes, 0.5, summary), subject.detail.pid, heap);
     let finding = match used {
         Some(used) => watched(finding, subject, used),
         None => finding,
@@ -110,7 +126,8 @@ fn slack(subject: &Subject, heap: &Heap, blocks: u64, bytes: Bytes, used: &Used)
         count(blocks),
         name(heap)
     );
-    let finding = books(Finding::new(Cause::CapacitySlack, untouched, 0.7, summary), subject, heap);
+    let finding =
+        books(Finding::new(Cause::CapacitySlack, untouched, 0.7, summary), subject.detail.pid, heap);
     Some(
         watched(finding, subject, used)
             .not(Cause::AllocatorRetention, "the program has not freed these blocks: no trim returns them")
@@ -137,16 +154,16 @@ fn watched(finding: Finding, subject: &Subject, used: &Used) -> Finding {
 }
 
 /// Whether a walk read the heap well enough to explain it.
-fn is_read(heap: &Heap) -> bool {
+pub(super) fn is_read(heap: &Heap) -> bool {
     heap.kind != Kind::Unknown
         && heap.corruptions.is_empty()
         && heap.certainty.unresolved.share_of(heap.figures.mapped) <= RESOLVED
 }
 
 /// Whole free pages that are resident: kept by one allocator, or by many arenas each.
-fn retained(subject: &Subject, heap: &Heap) -> Option<Finding> {
+pub(super) fn retained(owner: &Owner, heap: &Heap) -> Option<Finding> {
     let figures = &heap.figures;
-    if figures.returnable < subject.worth() {
+    if figures.returnable < owner.worth {
         return None;
     }
     let keepers = keepers(heap);
@@ -173,13 +190,13 @@ fn retained(subject: &Subject, heap: &Heap) -> Option<Finding> {
         (Cause::AllocatorRetention, summary)
     };
     let mut finding =
-        books(Finding::new(cause, figures.returnable, confidence(heap), summary), subject, heap)
-            .evidence(
-                subject.file("status"),
-                format!("VmHWM {}, VmRSS {}", subject.detail.vm.high_water, subject.detail.vm.rss),
-            )
+        books(Finding::new(cause, figures.returnable, confidence(heap), summary), owner.pid, heap)
             .not(Cause::Leak, "the program has freed these pages: its next requests are served from them")
             .not(Cause::HeapFragmentation, "they are whole pages, with no live block on any of them");
+    if let Some(vm) = owner.vm {
+        let peak = format!("VmHWM {}, VmRSS {}", vm.high_water, vm.rss);
+        finding = finding.evidence(format!("/proc/{}/status", owner.pid), peak);
+    }
     if multiplied {
         let largest = keepers.iter().map(|arena| arena.figures.returnable).max().unwrap_or_default();
         finding = finding.evidence(
@@ -270,7 +287,7 @@ fn fragmented(subject: &Subject, heap: &Heap) -> Option<Finding> {
         name(heap)
     );
     Some(
-        books(Finding::new(Cause::HeapFragmentation, pinned_free, confidence(heap), summary), subject, heap)
+        books(Finding::new(Cause::HeapFragmentation, pinned_free, confidence(heap), summary), subject.detail.pid, heap)
             .not(Cause::Leak, "the program has freed it: new blocks that fit are put there")
             .not(Cause::AllocatorRetention, format!("only {returnable} of it are whole pages"))
             .lever(
@@ -300,7 +317,7 @@ fn uncollected(subject: &Subject, heap: &Heap) -> Option<Finding> {
         name(heap)
     );
     Some(
-        books(Finding::new(Cause::GcHeadroom, headroom, 0.75, summary), subject, heap)
+        books(Finding::new(Cause::GcHeadroom, headroom, 0.75, summary), subject.detail.pid, heap)
             .not(Cause::Leak, "not shown: a leak would be in what a cycle finds alive")
             .not(Cause::AllocatorRetention, "to the allocator these blocks live")
             .lever(
@@ -312,9 +329,9 @@ fn uncollected(subject: &Subject, heap: &Heap) -> Option<Finding> {
     )
 }
 
-fn books(finding: Finding, subject: &Subject, heap: &Heap) -> Finding {
+fn books(finding: Finding, pid: u32, heap: &Heap) -> Finding {
     let Figures { live, cached, free, returnable, pinned_free, .. } = heap.figures;
-    let source = format!("ebb heap {}: {}", subject.detail.pid, name(heap));
+    let source = format!("ebb heap {pid}: {}", name(heap));
     let finding = finding.evidence(
         source,
         format!(

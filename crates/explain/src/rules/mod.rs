@@ -9,6 +9,7 @@ pub mod caps;
 mod cgroup;
 mod fork;
 mod heap;
+mod inside;
 mod kernel;
 mod memory;
 mod outliving;
@@ -20,6 +21,7 @@ mod slab;
 pub use cgroup::{Group, cgroup};
 pub use fork::CowPair;
 pub use heap::Used;
+pub use inside::Inside;
 
 use crate::{Finding, Ledger};
 use ebbtide_heaps::Heap;
@@ -54,6 +56,8 @@ pub struct Host<'a> {
     pub cow: &'a [CowPair],
     /// What heaps may grow to by their own settings: (pid, setting).
     pub caps: &'a [(u32, caps::Cap)],
+    /// What was seen inside processes: those that were looked into.
+    pub inside: &'a [Inside<'a>],
 }
 
 /// How many cgroups there are, and how many are gone and still there.
@@ -167,10 +171,11 @@ fn worth(total: Bytes) -> Bytes {
 
 /// Findings about the whole host, the answer first.
 pub fn host(host: &Host) -> Vec<Finding> {
-    let rules: [fn(&Host) -> Vec<Finding>; 13] = [
+    let rules: [fn(&Host) -> Vec<Finding>; 14] = [
         limits_exceed_host,
         fork::refused_host,
         fork::cow_host,
+        inside::rule,
         shared::rule,
         outliving::rule,
         slab::rule,
@@ -241,6 +246,7 @@ mod testing {
             large_forks: &[],
             cow: &[],
             caps: &[],
+            inside: &[],
         }
     }
 

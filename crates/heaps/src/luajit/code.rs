@@ -55,7 +55,8 @@ fn version(source: &dyn MemorySource, areas: &[&Area], left: &mut u64) -> Result
     for area in read_only {
         let size = area.size().0.min(*left);
         *left -= size;
-        let found = match in_file(source, area, size) {
+        let search = || in_file(source, area, size);
+        let found = match source.files().map_or_else(search, |files| files.found(area, size, search)) {
             Some(found) => found,
             None => in_memory(source, area, size)?,
         };

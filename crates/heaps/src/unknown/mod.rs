@@ -11,10 +11,10 @@ mod statics;
 use crate::model::{Extent, Figures, Heap, Kind};
 use crate::reader::Reader;
 use crate::source::{Area, Fault, MemorySource, PageState};
-use ebbtide_observe::Bytes;
 use ebbtide_observe::hsperf::Jvm;
 use ebbtide_observe::process::Mapping;
 use ebbtide_observe::process::kind::{self, Classifier, Hints, Verdict};
+use ebbtide_observe::{Bytes, page_size};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -160,14 +160,17 @@ impl Sum {
 }
 
 /// What `ranges` map, and what of it is resident. Asked of the kernel at once and not by windows: some mappings are
-/// terabytes of which little is there.
+/// terabytes of which little is there. It is asked of whole pages (PAGEMAP_SCAN: EINVAL), which claims need not be:
+/// a heap may begin behind static data, and the end that a changing one tells may be any number.
 fn extent(source: &dyn MemorySource, ranges: &[Range<u64>]) -> Result<Extent, Fault> {
-    let mut sum = Extent::default();
+    let (mut sum, page) = (Extent::default(), page_size().0);
     for range in ranges {
         sum.mapped += Bytes(range.end - range.start);
-        source.pages(range.clone(), &mut |run, state| {
+        let start = range.start - range.start % page;
+        source.pages(start..range.end, &mut |run, state| {
             if state == PageState::Present {
-                sum.resident += Bytes(run.end - run.start);
+                let within = run.start.max(range.start)..run.end.min(range.end);
+                sum.resident += Bytes(within.end.saturating_sub(within.start));
             }
         })?;
     }

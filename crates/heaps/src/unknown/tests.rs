@@ -17,6 +17,34 @@ fn area(range: Range<u64>, perms: &str, path: &str) -> Area {
     }
 }
 
+/// A source that answers as the kernel does: of pages, and from the beginning of one.
+struct Pages(Image);
+
+impl MemorySource for Pages {
+    fn areas(&self) -> &[Area] {
+        self.0.areas()
+    }
+
+    fn read_ranges(&self, ranges: &[Range<u64>], buf: &mut [u8]) -> Result<usize, Fault> {
+        self.0.read_ranges(ranges, buf)
+    }
+
+    fn pages(&self, range: Range<u64>, each: &mut dyn FnMut(Range<u64>, PageState)) -> Result<(), Fault> {
+        if !range.start.is_multiple_of(PAGE) {
+            return Err(Fault::Os("pagemap", rustix::io::Errno::INVAL));
+        }
+        self.0.pages(range.start..range.end.next_multiple_of(PAGE), each)
+    }
+
+    fn file(&self, area: &Area) -> Result<Box<dyn crate::ReadSeek>, Fault> {
+        self.0.file(area)
+    }
+
+    fn is_still(&self) -> bool {
+        true
+    }
+}
+
 /// A process with these mappings, of each the first page present.
 fn process(areas: &[(Range<u64>, &str, &str)]) -> Image {
     let mut image = Image::default();
@@ -48,6 +76,19 @@ fn what_is_left_of_a_range() {
     assert_eq!(left(&[18..30, 11..14, 0..5, 8..12]), [(14, 18)]);
     assert_eq!(left(&[5..11, 12..13, 25..30]), [(11, 12), (13, 20)]);
     assert_eq!(left(&[5..12, 10..40]), []);
+}
+
+#[test]
+fn a_claim_ends_anywhere() {
+    let image = process(&[(0x10_0000..0x20_0000, "rw-p", "")]);
+    let asked = Pages(image);
+    for claim in [0x10_0008..0x10_0010, 0x10_0ff8..0x10_1008, 0x10_0000..0x10_0001, 0x1f_ffff..u64::MAX] {
+        let claimed = claim.end.min(0x20_0000) - claim.start;
+        let first = claim.end.min(0x10_1000).saturating_sub(claim.start);
+        let rest = rest(&asked, std::slice::from_ref(&claim), &Around::default()).unwrap();
+        let figures = &rest.heaps[0].figures;
+        assert_eq!((figures.mapped.0, figures.resident.0), (0x10_0000 - claimed, PAGE - first), "{claim:x?}");
+    }
 }
 
 #[test]
