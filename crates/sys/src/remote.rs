@@ -60,6 +60,23 @@ impl From<RemoteError> for Errno {
     }
 }
 
+/// `process_vm_writev(pid, address, bytes)`: writes all of `bytes` into memory of process `pid`.
+///
+/// Errors: [`RemoteError::Unmapped`] where not all of it may be written.
+pub fn write(pid: Pid, address: u64, bytes: &[u8]) -> Result<(), RemoteError> {
+    let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: bytes.len() };
+    // SAFETY: the call reads `iov_len` bytes at the local `iov_base`, which are those of `bytes`; the remote range is
+    // the other process's.
+    #[allow(unsafe_code)]
+    let written = unsafe { libc::process_vm_writev(pid.as_raw_nonzero().get(), &local, 1, &remote, 1, 0) };
+    match usize::try_from(written) {
+        Ok(n) if n == bytes.len() => Ok(()),
+        Ok(_) => Err(RemoteError::Unmapped),
+        Err(_) => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO).into()),
+    }
+}
+
 /// `process_vm_readv(pid, [address, address + buf.len()))`: copies memory of process or thread `pid` into
 /// `buf` and returns how many bytes came: all, or those before the first page that cannot be read.
 pub fn read(pid: Pid, address: u64, buf: &mut [u8]) -> Result<usize, RemoteError> {

@@ -23,6 +23,7 @@ mod mmapped;
 mod quick;
 #[cfg(test)]
 mod tests;
+mod tops;
 mod walk;
 
 use crate::account::{Account, RANGES_MOST};
@@ -38,6 +39,7 @@ use main_arena::Main;
 use marks::Marks;
 use std::collections::BTreeMap;
 use std::ops::Range;
+pub use tops::{Arenas, Top};
 use walk::{Walk, Whose};
 
 /// The glibc heaps of `source`: one for each libc in it that was ever asked for memory; none where there is no

@@ -43,6 +43,7 @@ const BOOK_CHUNKS: [u64; 2] = [872, 880];
 /// sizeof(struct malloc_state) without that pointer.
 const BOOK: usize = 864;
 const SMALL_BINS_AT: usize = 56;
+const TREES_AT: usize = 584;
 const SEGMENT_AT: usize = 840;
 /// sizeof(GG_State) is 6 to 7 KiB on x86_64 and 5 to 10 KiB elsewhere.
 const FIRST_CHUNK: Range<u64> = 4 << 10..32 << 10;
@@ -189,6 +190,11 @@ impl Book {
             // A bin that was emptied keeps its links; only the map says so.
             (map >> bin & 1 == 1).then_some(links)
         })
+    }
+
+    /// The roots of the trees of free chunks from [`MIN_LARGE`] on, 0 where a tree is empty.
+    pub(super) fn trees(&self) -> impl Iterator<Item = u64> + '_ {
+        (TREES_AT..SEGMENT_AT).step_by(8).map(|at| word(&self.bytes, at))
     }
 
     /// The first and the last chunk of the bin that is linked as `address`.

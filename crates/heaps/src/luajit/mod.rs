@@ -30,6 +30,7 @@ mod scan;
 mod state;
 #[cfg(test)]
 mod tests;
+mod trees;
 mod walk;
 
 use crate::account::Account;
@@ -45,6 +46,7 @@ use links::Links;
 use state::State;
 use std::collections::BTreeMap;
 use std::ops::Range;
+pub use trees::{Free, States};
 use walk::{CORRUPTIONS_MOST, Walk};
 
 /// How often the walk over a state is begun again where too much of it changed.

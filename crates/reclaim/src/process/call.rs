@@ -1,0 +1,90 @@
+//! Has a thread at rest call a function of the program's own allocator, while all others run on.
+
+use super::code::{self, Code};
+use super::rest::Scene;
+use super::{Done, Options};
+use ebbtide_heaps::{Live, glibc};
+use ebbtide_observe::process::Process;
+use ebbtide_sys::borrow::{BorrowError, Borrowed};
+use ebbtide_sys::freeze;
+use std::time::{Duration, Instant};
+
+/// A function to call.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Function {
+    pub(super) name: &'static str,
+    pub(super) args: [u64; 6],
+}
+
+/// The call itself may take so long; then it is left to end by itself. malloc_trim goes through 1 GB in 30 ms.
+const CALL_MOST: Duration = Duration::from_secs(2);
+/// Between two looks for a thread at rest.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Calls `function` in `process`.
+pub(super) fn call(process: &Process, code: &Code, options: &Options, function: &Function) -> Done {
+    let mut done = Done::default();
+    let Some(address) = code::function(process, function.name) else {
+        done.short = Some(format!("{} is not exported by its C library", function.name));
+        return done;
+    };
+    let began = Instant::now();
+    loop {
+        match attempt(process, code, address, function, &mut done) {
+            Ok(()) => return done,
+            Err(why) if began.elapsed() > options.patience => {
+                done.short = Some(why);
+                return done;
+            }
+            Err(_) if done.short.is_some() => return done,
+            Err(_) => std::thread::sleep(PAUSE),
+        }
+    }
+}
+
+/// One attempt; an error says why there was none, and another may be made unless `done` says that it is over.
+fn attempt(
+    process: &Process,
+    code: &Code,
+    address: u64,
+    function: &Function,
+    done: &mut Done,
+) -> Result<(), String> {
+    let before = Live::new(process, false).map_err(|e| e.to_string())?;
+    let locks = locks(&before);
+    let look = |source: &Live<'_>| Scene { process, source, code, locks: &locks }.threads().0;
+    let candidate = look(&before).into_iter().next().ok_or("no thread of it is at rest")?;
+    let body = |stopped: &freeze::Stopped<'_>| {
+        // It may have gone on since.
+        let now = Live::new(process, false).map_err(|e| e.to_string())?;
+        let same = look(&now).into_iter().find(|resting| resting.tid == candidate.tid);
+        let resting = same.ok_or("no thread of it stays at rest")?;
+        let borrowed = Borrowed::borrow(stopped, resting.tid, code.restorer, resting.stack);
+        let mut borrowed = borrowed.map_err(|e| e.to_string())?;
+        Ok(borrowed.call(address, function.args, CALL_MOST))
+    };
+    let (called, stop) =
+        freeze::one_stopped(process.pid(), candidate.tid, body).map_err(|e| e.to_string())?;
+    done.longest_stop = done.longest_stop.max(stop);
+    done.stops += 1;
+    match called {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => {
+            // The call was begun: it is not made twice.
+            let why = match error {
+                BorrowError::Late => format!("{} takes longer than {CALL_MOST:?} and goes on", function.name),
+                other => format!("{}: {other}", function.name),
+            };
+            done.short = Some(why.clone());
+            Err(why)
+        }
+        Err(why) => Err(why),
+    }
+}
+
+/// The locks of glibc's arenas, as far as they are known.
+fn locks(source: &Live<'_>) -> Vec<u64> {
+    let arenas = glibc::Arenas::find(source).unwrap_or_default();
+    let tops = arenas.iter().filter_map(|arenas| arenas.tops(source).ok().flatten());
+    tops.flatten().map(|top| top.arena).collect()
+}

@@ -1,0 +1,90 @@
+//! The three places in a target's code that borrowing a thread takes: `__restore_rt`, through which the thread takes
+//! itself back; a `syscall` instruction in a function that then returns; and the functions to call, by name.
+//!
+//! The first two are found by their bytes, also in stripped and static programs. They are the C library's wherever
+//! there is one: every libc has a restorer, because x86_64's kernel wants one with each signal handler.
+
+use ebbtide_heaps::{Live, MemorySource};
+use ebbtide_observe::ReadError;
+use ebbtide_observe::process::Process;
+use object::read::elf::{ElfFile64, ElfSymbol64};
+use object::{LittleEndian, Object, ObjectSegment, ObjectSymbol, SymbolKind};
+use rustix::process::Pid;
+use std::io::Read;
+use std::ops::Range;
+
+/// `mov $15, %rax; syscall` (glibc, musl).
+const RESTORER: &[u8] = &[0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05];
+/// `syscall; cmp $-4095, %rax; jae error; ret`, as glibc's wrappers go (2.17 to 2.43).
+const GATE: &[u8] = &[0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0x73, 0x01, 0xc3];
+/// No library is larger; what follows is not searched.
+const CODE_MOST: u64 = 64 << 20;
+const FILE_MOST: u64 = 256 << 20;
+
+/// What was found in a process.
+#[derive(Debug, Clone)]
+pub(super) struct Code {
+    pub(super) restorer: u64,
+    pub(super) gate: u64,
+    /// All restorers there are, in order: a signal frame begins with the address of one.
+    pub(super) restorers: Vec<u64>,
+}
+
+impl Code {
+    /// Errors: the process ended, or its memory may not be read.
+    pub(super) fn find(process: &Process) -> Result<Option<Code>, ReadError> {
+        let source = Live::new(process, false)?;
+        let (mut restorers, mut gate) = (Vec::new(), None);
+        let texts = source.areas().iter().filter(|area| area.perms.exec && area.perms.read);
+        for area in texts.filter(|area| !area.path.starts_with(b"[v")) {
+            let bytes = content(process.pid(), &area.range);
+            let at = |offset: usize| area.range.start + offset as u64;
+            restorers.extend(memchr::memmem::find_iter(&bytes, RESTORER).map(at));
+            gate = gate.or_else(|| memchr::memmem::find(&bytes, GATE).map(at));
+        }
+        restorers.sort_unstable();
+        Ok(restorers.first().zip(gate).map(|(&restorer, gate)| Code {
+            restorer,
+            gate,
+            restorers: restorers.clone(),
+        }))
+    }
+}
+
+/// What can be read of `range`.
+fn content(pid: u32, range: &Range<u64>) -> Vec<u8> {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Vec::new() };
+    let mut bytes = vec![0; (range.end - range.start).min(CODE_MOST) as usize];
+    let read = ebbtide_sys::remote::read(pid, range.start, &mut bytes).unwrap_or(0);
+    bytes.truncate(read);
+    bytes
+}
+
+/// The address of the function `name`, which the file that is also glibc's exports.
+pub(super) fn function(process: &Process, name: &str) -> Option<u64> {
+    let source = Live::new(process, false).ok()?;
+    let files = source.areas().iter().filter(|area| area.offset.0 == 0 && area.path.starts_with(b"/"));
+    files.filter(|area| is_libc(&area.path)).find_map(|area| {
+        let mut content = Vec::new();
+        source.file(area).ok()?.take(FILE_MOST).read_to_end(&mut content).ok()?;
+        let (value, bias) = symbol(&content, name)?;
+        Some(area.range.start.wrapping_sub(bias).wrapping_add(value))
+    })
+}
+
+/// Whether `path` is that of a glibc: "libc.so.6", "libc-2.31.so".
+fn is_libc(path: &[u8]) -> bool {
+    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+    name == b"libc.so.6" || name.starts_with(b"libc-2.")
+}
+
+/// Where a function is in the file, and the address that the file's first byte is linked to.
+fn symbol(content: &[u8], name: &str) -> Option<(u64, u64)> {
+    let file = ElfFile64::<LittleEndian>::parse(content).ok()?;
+    let named = |symbol: &ElfSymbol64<'_, '_, LittleEndian>| {
+        symbol.is_definition() && symbol.kind() == SymbolKind::Text && symbol.name() == Ok(name)
+    };
+    let found = file.dynamic_symbols().find(named)?;
+    let first = file.segments().next()?;
+    Some((found.address(), first.address().wrapping_sub(first.file_range().0)))
+}

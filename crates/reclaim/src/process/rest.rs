@@ -1,0 +1,111 @@
+//! Which threads are at rest: in a system call that waits, and in no signal handler. Such a thread is in no function
+//! of an allocator: those make no call that waits but for their locks.
+//!
+//! Invariants: a thread of which anything is not known is not at rest; a signal handler that interrupted an allocator is
+//! seen by its frame on the stack, whatever it waits in; waiting for an allocator's lock is not rest.
+
+use super::code::Code;
+use ebbtide_heaps::{Area, MemorySource};
+use ebbtide_observe::process::{Process, Syscall};
+use ebbtide_sys::remote;
+use rustix::process::Pid;
+use std::ops::Range;
+
+/// read, readv, recvfrom, recvmsg, recvmmsg, accept, accept4.
+const READS: &[u32] = &[0, 19, 45, 47, 299, 43, 288];
+/// poll, ppoll, select, pselect6, epoll_wait, epoll_pwait, epoll_pwait2, io_getevents.
+const EVENTS: &[u32] = &[7, 271, 23, 270, 232, 281, 441, 208];
+/// nanosleep, clock_nanosleep, pause, rt_sigsuspend, rt_sigtimedwait, wait4, waitid, restart_syscall. Of the last it
+/// is not known what it restarts: a sleep, a poll, or a futex with a time-out, which no allocator's lock has.
+const SLEEPS: &[u32] = &[35, 230, 34, 130, 128, 61, 247, 219];
+const FUTEX: u32 = 202;
+/// So much of a stack is searched for signal frames; one that is deeper is not at rest.
+const STACK_MOST: u64 = 256 << 10;
+/// In a signal frame: behind the restorer's address a ucontext, in it stack pointer and code segment (struct
+/// sigcontext, arch/x86/include/uapi/asm/sigcontext.h).
+const FRAME_SP: usize = 8 + 40 + 120;
+const FRAME_CS: usize = 8 + 40 + 144;
+/// __USER_CS.
+const CODE_64: u64 = 0x33;
+
+/// A thread at rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Resting {
+    pub(super) tid: u32,
+    /// What is mapped of its stack.
+    pub(super) stack: Range<u64>,
+    /// Whether it waits for another thread, and not for the outside.
+    in_futex: bool,
+}
+
+/// Who is asked, and what is known of the place.
+pub(super) struct Scene<'a> {
+    pub(super) process: &'a Process,
+    pub(super) source: &'a dyn MemorySource,
+    pub(super) code: &'a Code,
+    /// Addresses of the allocator's locks.
+    pub(super) locks: &'a [u64],
+}
+
+impl Scene<'_> {
+    /// The threads at rest, best first, and those that are not.
+    pub(super) fn threads(&self) -> (Vec<Resting>, Vec<u32>) {
+        let (mut resting, mut busy) = (Vec::new(), Vec::new());
+        for thread in self.process.threads().unwrap_or_default() {
+            match thread.syscall().ok().and_then(|call| self.resting(thread.tid(), &call)) {
+                Some(thread) => resting.push(thread),
+                None => busy.push(thread.tid()),
+            }
+        }
+        // One that waits for the outside holds no lock that others want, as a rule.
+        resting.sort_by_key(|thread| thread.in_futex);
+        (resting, busy)
+    }
+
+    fn resting(&self, tid: u32, call: &Syscall) -> Option<Resting> {
+        let &Syscall::In { number, args, stack_pointer, .. } = call else { return None };
+        let in_futex = number == FUTEX;
+        let waits = [READS, EVENTS, SLEEPS].iter().any(|calls| calls.contains(&number));
+        if !(waits || in_futex && !self.is_allocators(args[0])) {
+            return None;
+        }
+        let stack = self.source.area_at(stack_pointer)?.range.clone();
+        (!self.is_in_handler(stack_pointer, &stack)?).then_some(Resting { tid, stack, in_futex })
+    }
+
+    /// Whether a futex may be an allocator's lock: an arena's, or one of those in the C library's own data.
+    fn is_allocators(&self, futex: u64) -> bool {
+        let in_library = |area: &Area| area.path.starts_with(b"/") || self.follows_file(area);
+        self.locks.contains(&futex) || self.source.area_at(futex).is_none_or(in_library)
+    }
+
+    /// Whether `area` begins where a mapping of a file ends: the rest of a library's data (.bss).
+    fn follows_file(&self, area: &Area) -> bool {
+        let before = area.range.start.checked_sub(1).and_then(|address| self.source.area_at(address));
+        before.is_some_and(|before| before.path.starts_with(b"/"))
+    }
+
+    /// Whether there is a signal frame on the stack from `stack_pointer` on; nothing where that cannot be known.
+    fn is_in_handler(&self, stack_pointer: u64, stack: &Range<u64>) -> Option<bool> {
+        let pid = i32::try_from(self.process.pid()).ok().and_then(Pid::from_raw)?;
+        let from = stack_pointer & !7;
+        if stack.end - from > STACK_MOST {
+            return None;
+        }
+        let mut bytes = vec![0; (stack.end - from) as usize];
+        if remote::read(pid, from, &mut bytes).ok()? != bytes.len() {
+            return None;
+        }
+        let word = |at: usize| {
+            bytes.get(at..at + 8).map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
+        };
+        let is_frame = |at: usize| {
+            let cs = word(at + FRAME_CS).map(|word| word & 0xffff);
+            let sp = word(at + FRAME_SP);
+            cs == Some(CODE_64) && sp.is_some_and(|sp| self.source.area_at(sp).is_some())
+        };
+        let begins =
+            |at: &usize| word(*at).is_some_and(|word| self.code.restorers.binary_search(&word).is_ok());
+        Some((0..bytes.len()).step_by(8).filter(begins).any(is_frame))
+    }
+}

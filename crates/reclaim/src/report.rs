@@ -1,0 +1,76 @@
+//! What was planned and what came of it, in the shape of the JSON contract.
+
+use ebbtide_observe::Bytes;
+use serde::{Serialize, Serializer};
+use std::time::Duration;
+
+/// One lever: planned, and where it was applied, what it did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Lever {
+    /// A stable name: "malloc-trim", "arena-tops", "lua-pages".
+    pub id: &'static str,
+    /// What it acts on, for people.
+    pub on: String,
+    /// What it would return.
+    #[serde(rename = "predicted_bytes")]
+    pub predicted: Bytes,
+    /// What it returned; `None` where it was not applied.
+    #[serde(rename = "returned_bytes")]
+    pub returned: Option<Bytes>,
+    /// What it costs the target.
+    pub cost: String,
+    /// The longest time that a thread of the target was held up.
+    #[serde(rename = "longest_stop_us", serialize_with = "micros")]
+    pub longest_stop: Duration,
+    /// How often threads were held up.
+    pub stops: u32,
+    /// Why it was not applied, or not to the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub short: Option<String>,
+}
+
+impl Lever {
+    /// A lever that was not applied yet.
+    pub fn planned(id: &'static str, on: String, predicted: Bytes, cost: &str) -> Lever {
+        Lever {
+            id,
+            on,
+            predicted,
+            returned: None,
+            cost: cost.to_owned(),
+            longest_stop: Duration::ZERO,
+            stops: 0,
+            short: None,
+        }
+    }
+
+    /// Whether it returned less than half of what was predicted, which is worth being told.
+    pub fn fell_short(&self) -> bool {
+        self.returned.is_some_and(|returned| returned < self.predicted.scaled(0.5))
+    }
+}
+
+/// What a reclaim did, or would do.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// What all levers would return.
+    #[serde(rename = "predicted_bytes")]
+    pub predicted: Bytes,
+    /// What the target's memory fell by; `None` for a dry run.
+    #[serde(rename = "returned_bytes")]
+    pub returned: Option<Bytes>,
+    /// The longest time that a thread of the target was held up.
+    #[serde(rename = "longest_stop_us", serialize_with = "micros")]
+    pub longest_stop: Duration,
+    /// How long it took in all.
+    #[serde(rename = "elapsed_us", serialize_with = "micros")]
+    pub elapsed: Duration,
+    /// Its parts.
+    pub levers: Vec<Lever>,
+    /// What else is worth knowing.
+    pub notes: Vec<String>,
+}
+
+fn micros<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,238 @@
+//! A thread borrowed for a call, and given back as it was.
+
+use super::BorrowError;
+use super::frame::{self, Frame};
+use super::requests::{
+    Registers, has_shadow_stack, mask, plain, registers, set_mask, set_registers, set_xstate, wait, xstate,
+};
+use crate::freeze::Stopped;
+use crate::remote;
+use rustix::io::Errno;
+use rustix::process::Pid;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// rt_sigreturn's number.
+const SIGRETURN: u64 = 15;
+/// `mov $15, %rax; syscall`: what the restorer is.
+const RESTORER: u64 = 9;
+/// __USER_CS.
+const CODE_64: u64 = 0x33;
+/// The direction flag, which functions want to be clear, and the trap flag.
+const DIRECTION_AND_TRAP: u64 = 0x500;
+/// What the kernel answers to a system call that it will restart: ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, and
+/// ERESTART_RESTARTBLOCK (linux/errno.h).
+const RESTART: [i64; 3] = [-512, -513, -514];
+const RESTART_WITH_BLOCK: i64 = -516;
+const EINTR: i64 = -4;
+/// The length of a `syscall` instruction.
+const SYSCALL: u64 = 2;
+/// orig_rax of a thread that is in no system call.
+const NO_CALL: u64 = u64::MAX;
+/// SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSYS: the kernel forces them through a mask, and takes the handler away.
+const FAULTS: u64 = 1 << (4 - 1) | 1 << (5 - 1) | 1 << (7 - 1) | 1 << (8 - 1) | 1 << (11 - 1) | 1 << (31 - 1);
+/// Room for what the function puts on the stack itself.
+const ROOM: u64 = 16 << 10;
+/// Room for what a system call reads.
+const SCRATCH: u64 = 8 << 10;
+/// Between two looks whether it has come further.
+const PAUSE: Duration = Duration::from_micros(10);
+/// So often it is looked at once without a sleep between.
+const YIELDS: u32 = 500;
+/// How long a step takes that does no work: until then it is waited for, also after the patience ended.
+const STEP: Duration = Duration::from_secs(1);
+
+/// A stopped thread that makes calls. It cannot leave the tracing thread, as the [`Stopped`] it is from.
+pub struct Borrowed<'t> {
+    stopped: PhantomData<&'t Stopped<'t>>,
+    pid: Pid,
+    tid: u32,
+    saved: Registers,
+    mask: u64,
+    /// As PTRACE_GETREGSET gave it.
+    xstate: Vec<u8>,
+    frame: Frame,
+    restorer: u64,
+    /// Whether it is away from where it stood.
+    is_away: bool,
+}
+
+impl<'t> Borrowed<'t> {
+    /// Borrows thread `tid` of those stopped. `restorer` is the address of `mov $15, %rax; syscall` in the target, and
+    /// `stack` what is mapped of the stack it is on.
+    pub fn borrow(
+        stopped: &'t Stopped<'_>,
+        tid: u32,
+        restorer: u64,
+        stack: Range<u64>,
+    ) -> Result<Borrowed<'t>, BorrowError> {
+        let saved = registers(tid)?;
+        if saved.cs != CODE_64 {
+            return Err(BorrowError::Narrow);
+        }
+        if has_shadow_stack(tid) {
+            return Err(BorrowError::ShadowStack);
+        }
+        let (mask, xstate) = (mask(tid)?, xstate(tid)?);
+        let room = xstate.len() as u64 + 2 * ROOM + SCRATCH;
+        if !stack.contains(&saved.rsp) || saved.rsp - stack.start < room {
+            return Err(BorrowError::NoRoom);
+        }
+        let frame = frame::frame(&resumed(&saved), &xstate, mask, saved.rsp, restorer);
+        plain(libc::PTRACE_SETOPTIONS, tid, libc::PTRACE_O_TRACESYSGOOD)?;
+        let pid = i32::try_from(stopped.pid()).ok().and_then(Pid::from_raw).ok_or(BorrowError::Ended)?;
+        remote::write(pid, frame.at, &frame.bytes).map_err(|error| BorrowError::from(Errno::from(error)))?;
+        Ok(Borrowed { stopped: PhantomData, pid, tid, saved, mask, xstate, frame, restorer, is_away: false })
+    }
+
+    /// Where it stood: its instruction and stack pointers.
+    pub fn stood(&self) -> (u64, u64) {
+        (self.saved.rip, self.saved.rsp)
+    }
+
+    /// Calls the function at `function`, and waits until it has returned, but no longer than `patience`. The system
+    /// calls that it made, in their order: number and result.
+    ///
+    /// On [`BorrowError::Late`] the thread is let go within the call and takes itself back.
+    pub fn call(
+        &mut self,
+        function: u64,
+        args: [u64; 6],
+        patience: Duration,
+    ) -> Result<Vec<(u64, i64)>, BorrowError> {
+        self.leave(function, 0, args)?;
+        self.follow(patience)
+    }
+
+    /// Makes one system call through `gate`: the address of a `syscall` instruction after which the function that it is
+    /// in returns.
+    pub fn system_call(
+        &mut self,
+        gate: u64,
+        number: u64,
+        args: [u64; 6],
+        patience: Duration,
+    ) -> Result<i64, BorrowError> {
+        self.leave(gate, number, args)?;
+        let calls = self.follow(patience)?;
+        calls.first().map(|&(_, result)| result).ok_or(BorrowError::Os(Errno::IO))
+    }
+
+    /// Writes `bytes`, at most 8 KiB, below the frame, for a system call to read; their address. A function's stack
+    /// would overwrite them.
+    pub fn scratch(&self, bytes: &[u8]) -> Result<u64, BorrowError> {
+        if bytes.len() as u64 > SCRATCH {
+            return Err(BorrowError::NoRoom);
+        }
+        let at = (self.frame.at - SCRATCH - ROOM) & !15;
+        remote::write(self.pid, at, bytes).map_err(|error| BorrowError::from(Errno::from(error)))?;
+        Ok(at)
+    }
+
+    /// Sends the thread to `function`. From here on it comes back by itself.
+    fn leave(&mut self, function: u64, rax: u64, args: [u64; 6]) -> Result<(), BorrowError> {
+        if self.is_away {
+            return Err(BorrowError::Late);
+        }
+        let [rdi, rsi, rdx, fourth, r8, r9] = args;
+        let registers = Registers {
+            rip: function,
+            rsp: self.frame.at,
+            rax,
+            orig_rax: NO_CALL,
+            rdi,
+            rsi,
+            rdx,
+            // A function's fourth argument, and a system call's.
+            rcx: fourth,
+            r10: fourth,
+            r8,
+            r9,
+            eflags: self.saved.eflags & !DIRECTION_AND_TRAP,
+            ..self.saved
+        };
+        set_registers(self.tid, &registers)?;
+        self.is_away = true;
+        // After the registers: the frame gives the mask back.
+        Ok(set_mask(self.tid, !FAULTS)?)
+    }
+
+    /// Follows the thread until it is about to take itself back, and puts it where it stood.
+    fn follow(&mut self, patience: Duration) -> Result<Vec<(u64, i64)>, BorrowError> {
+        let deadline = Instant::now() + patience;
+        let (mut calls, mut entered) = (Vec::new(), None);
+        loop {
+            plain(libc::PTRACE_SYSCALL, self.tid, 0)?;
+            let status = self.next(deadline)?;
+            let signal = libc::WSTOPSIG(status);
+            if signal == libc::SIGTRAP | 0x80 {
+                let now = registers(self.tid)?;
+                match entered.take() {
+                    None if now.orig_rax == SIGRETURN && now.rip == self.restorer + RESTORER => {
+                        self.put_back()?;
+                        return Ok(calls);
+                    }
+                    None => entered = Some(now.orig_rax),
+                    Some(number) => calls.push((number, now.rax as i64)),
+                }
+            } else if FAULTS >> (signal - 1) & 1 == 1 && status >> 16 == 0 {
+                self.put_back()?;
+                return Err(BorrowError::Faulted(signal));
+            }
+            // Else SIGSTOP came: it stops as soon as it is let go.
+        }
+    }
+
+    /// Puts the thread, which stands before a rt_sigreturn or a signal, back to where it stood. Each step leaves it so
+    /// that it can be let go.
+    fn put_back(&mut self) -> Result<(), BorrowError> {
+        set_xstate(self.tid, &mut self.xstate)?;
+        set_mask(self.tid, self.mask)?;
+        // The call that it was about to make is skipped. To restart another is for the kernel, at a stop of the kind
+        // that it was found in.
+        set_registers(self.tid, &Registers { orig_rax: NO_CALL, ..resumed(&self.saved) })?;
+        plain(libc::PTRACE_INTERRUPT, self.tid, 0)?;
+        let deadline = Instant::now() + STEP;
+        loop {
+            plain(libc::PTRACE_CONT, self.tid, 0)?;
+            if self.next(deadline)? >> 16 == libc::PTRACE_EVENT_STOP {
+                break;
+            }
+        }
+        set_registers(self.tid, &self.saved)?;
+        self.is_away = false;
+        Ok(())
+    }
+
+    /// The next stop.
+    fn next(&self, deadline: Instant) -> Result<libc::c_int, BorrowError> {
+        let mut asked = 0;
+        loop {
+            match wait(self.tid)? {
+                Some(status) if libc::WIFSTOPPED(status) => return Ok(status),
+                Some(_) => return Err(BorrowError::Ended),
+                None if Instant::now() >= deadline => return Err(BorrowError::Late),
+                // Most steps take a few microseconds, and a sleep at least 50 more (timer slack).
+                None if asked < YIELDS => {
+                    asked += 1;
+                    std::thread::yield_now();
+                }
+                None => std::thread::sleep(PAUSE),
+            }
+        }
+    }
+}
+
+/// Where a thread in a system call goes on when nobody puts it back exactly: it makes the call again, or finds it
+/// interrupted. What restart_syscall(2) would need is lost by then.
+fn resumed(saved: &Registers) -> Registers {
+    let is_in_call = saved.orig_rax as i64 >= 0;
+    match saved.rax as i64 {
+        code if is_in_call && RESTART.contains(&code) => {
+            Registers { rip: saved.rip - SYSCALL, rax: saved.orig_rax, ..*saved }
+        }
+        RESTART_WITH_BLOCK if is_in_call => Registers { rax: EINTR as u64, ..*saved },
+        _ => *saved,
+    }
+}
