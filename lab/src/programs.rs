@@ -1,4 +1,4 @@
-//! Foreign runtimes that cases start: JVMs, Node.js, LuaJIT and CPython.
+//! Foreign runtimes that cases start: JVMs, Node.js, LuaJIT, CPython and Redis.
 
 use crate::actor::Actor;
 use crate::cgroup::{Group, Hierarchy};
@@ -9,6 +9,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 const SOURCE: &str = include_str!("../programs/Lab.java");
 /// Says that it is ready and waits; V8 takes its heap's limit from the command line.
@@ -92,6 +93,29 @@ pub fn heap(stage: &mut Stage, language: Language, state: &str, size: Bytes) -> 
     let mut command = Command::new(interpreter);
     command.arg(file).arg(state).arg((size.0 >> 20).to_string());
     start(stage, &mut command, None)
+}
+
+/// A redis-server on a socket of its own with `keys` keys of 200 bytes, after `script` (Lua) ran in it; its pid. `options`
+/// are jemalloc's.
+pub fn redis(stage: &mut Stage, keys: u32, options: &str, script: &str) -> Result<i32> {
+    let socket = stage.journal.dir().join("redis");
+    let mut server = Command::new("redis-server");
+    server.args(["--port", "0", "--save", "", "--logfile", "/dev/null", "--enable-debug-command", "yes"]);
+    server.arg("--unixsocket").arg(&socket).arg("--dir").arg(stage.journal.dir()).env("MALLOC_CONF", options);
+    let pid = stage.cast(Actor::program(&mut server)?);
+    let cli = |command: &[&str]| -> Result<bool> {
+        let output = Command::new("redis-cli").arg("-s").arg(&socket).args(command).output()?;
+        Ok(output.status.success() && !output.stdout.starts_with(b"ERR"))
+    };
+    // Of its being ready it tells nobody.
+    let is_there = (0..400).any(|_| {
+        std::thread::sleep(Duration::from_millis(25));
+        cli(&["ping"]).unwrap_or(false)
+    });
+    ensure!(is_there, "redis-server does not answer");
+    ensure!(cli(&["debug", "populate", &keys.to_string(), "key", "200"])?, "redis: debug populate");
+    ensure!(cli(&["eval", script, "0"])?, "redis: {script}");
+    Ok(pid)
 }
 
 /// Starts `command` from inside the group, which it inherits, so that all it ever uses is charged there.

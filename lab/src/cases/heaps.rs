@@ -18,6 +18,7 @@ use std::time::Duration;
 const GLIBC: &[Need] = &[Need::Glibc];
 const LUA: &[Need] = &[Need::Program("luajit")];
 const PYTHON: &[Need] = &[Need::Glibc, Need::Program("python3")];
+const REDIS: &[Need] = &[Need::Program("redis-server"), Need::Program("redis-cli")];
 const RETENTION: Truth = is("allocator-retention").near("freed", 10);
 const SLACK: Truth = is("capacity-slack").near("slack", 20);
 /// What a honest look may call doubt, but no leak.
@@ -155,6 +156,45 @@ pub(super) const CASES: &[Case] = &[
         },
     )
     .needs(LUA),
+    Case::process(
+        "heap-fragmentation/redis",
+        "a Redis of a million keys, seven of eight deleted",
+        is("heap-fragmentation"),
+        |s| {
+            let script = "for i = 0, 999999 do if i % 8 > 0 then redis.call('del', 'key:' .. i) end end";
+            let pid = programs::redis(s, 1_000_000, "", script)?;
+            resident(s, pid, Bytes::from_mib(150))
+        },
+    )
+    .needs(REDIS),
+    Case::process(
+        "allocator-retention/redis-flushed",
+        "a Redis flushed, whose jemalloc gives nothing back",
+        is("allocator-retention"),
+        |s| {
+            let forever = "dirty_decay_ms:-1,muzzy_decay_ms:-1";
+            let pid = programs::redis(s, 1_000_000, forever, "redis.call('flushall', 'sync')")?;
+            resident(s, pid, Bytes::from_mib(150))
+        },
+    )
+    .needs(REDIS),
+    Case::process(
+        "innocent/redis-flushed",
+        "a Redis flushed, whose jemalloc has given it back",
+        INNOCENT,
+        |s| {
+            let pid = programs::redis(s, 1_000_000, "", "redis.call('flushall', 'sync')")?;
+            let rss = || procfs::status(pid)?.bytes("RssAnon");
+            // jemalloc's decay takes ten seconds (opt.dirty_decay_ms), and twice that with the muzzy pages.
+            let given = (0..400).any(|_| {
+                thread::sleep(Duration::from_millis(100));
+                rss().is_ok_and(|rss| rss < Bytes::from_mib(40))
+            });
+            ensure!(given, "it keeps {}", rss()?);
+            resident(s, pid, Bytes::from_mib(1))
+        },
+    )
+    .needs(REDIS),
     Case::process("leak/malloc", "8 MB/s of small blocks that nobody frees", is("leak"), |s| grow(s, true))
         .needs(GLIBC)
         .watch(24),

@@ -311,3 +311,21 @@ sys.stdin.readline()
     let address = u64::from_str_radix(child.said().trim_start_matches("0x"), 16).unwrap();
     assert!(damage.iter().any(|damage| damage["address"] == address), "{address:#x}: {damage:#?}");
 }
+
+/// What is foreseen comes back, the process goes on, and a dry run changes nothing.
+#[test]
+fn what_a_process_keeps_comes_back() {
+    let mut child = Child::start("kept", &[]);
+    let pid = child.pid().to_string();
+    let reclaim = |options: &[&str]| run(ebb(&["reclaim", &pid, "--json"]).args(options)).json("reclaim");
+    let dry = reclaim(&["--dry-run"]);
+    assert!(dry["predicted_bytes"].as_u64().unwrap() >= FREED && dry["returned_bytes"].is_null(), "{dry:#}");
+    let done = reclaim(&[]);
+    let [foreseen, returned] = ["predicted_bytes", "returned_bytes"].map(|key| done[key].as_u64().unwrap());
+    assert!(foreseen >= FREED && foreseen.abs_diff(returned) <= (256 << 10).max(returned / 50), "{done:#}");
+    assert!(reclaim(&[])["predicted_bytes"].as_u64().unwrap() < 1 << 20);
+    assert_eq!(child.ask("still there?"), "still there?");
+    let text = run(&mut ebb(&["reclaim", &pid])).out;
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    assert!(run(&mut ebb(&["reclaim", "4194304"])).refused().contains("there is no process"));
+}

@@ -204,7 +204,7 @@ pub(super) fn retained(owner: &Owner, heap: &Heap) -> Option<Finding> {
             format!("{} with {PEAK} and more of free pages, the largest {largest}", keepers.len()),
         );
     }
-    Some(levers(finding, heap, multiplied))
+    Some(levers(finding, owner.pid, heap, multiplied))
 }
 
 /// Arenas other than the main one that keep a peak.
@@ -214,19 +214,17 @@ fn keepers(heap: &Heap) -> Vec<&Arena> {
 }
 
 /// What gives back, by allocator; only what acts on the running process has a figure.
-fn levers(finding: Finding, heap: &Heap, multiplied: bool) -> Finding {
+fn levers(finding: Finding, pid: u32, heap: &Heap, multiplied: bool) -> Finding {
     let by_trim = heap.figures.returnable_by_trim.unwrap_or_default();
     match heap.kind {
         Kind::Glibc => {
-            let finding = match by_trim > Bytes::ZERO {
-                true => finding.lever(
-                    "trim",
-                    "malloc_trim(0), called by the program itself",
-                    by_trim,
-                    "holds each arena's lock while it walks it: 7 to 11 ms for 300 MB (glibc 2.36)",
-                ),
-                false => finding,
-            };
+            let finding = finding.lever(
+                "reclaim",
+                format!("ebb reclaim {pid}"),
+                heap.figures.returnable,
+                "a waiting thread calls malloc_trim, which locks arena after arena (7 to 11 ms for 300 MB, glibc 2.36); for \
+                 tops of thread arenas all threads stop for a moment",
+            );
             let setting = if multiplied {
                 "MALLOC_ARENA_MAX=2 in its environment"
             } else {
@@ -253,10 +251,11 @@ fn levers(finding: Finding, heap: &Heap, multiplied: bool) -> Finding {
                 "takes a restart",
             ),
         Kind::LuaJit => finding.lever(
-            "restart",
-            "restart the worker",
-            Bytes::ZERO,
-            "LuaJIT's allocator returns nothing but the end of its newest segment: tuning the collector does not help",
+            "reclaim",
+            format!("ebb reclaim {pid}"),
+            heap.figures.returnable,
+            "all its threads stop for 5 ms at most, as often as it takes; LuaJIT's allocator itself returns nothing but the \
+             end of its newest segment, so tuning the collector does not help",
         ),
         Kind::Tcmalloc => finding.lever(
             "release",
