@@ -4,7 +4,7 @@
 //! program while it is read is read again.
 
 mod damage;
-mod refused;
+pub(crate) mod refused;
 mod text;
 mod watch;
 

@@ -16,6 +16,7 @@ mod heap;
 mod host;
 mod looks;
 mod ps;
+mod reclaim;
 mod render;
 mod report;
 mod run;
@@ -49,6 +50,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Verb::Explain(args)) => explain::run(&args),
         Some(Verb::Ps(args)) => ps::run(&args),
         Some(Verb::Heap(args)) => heap::run(&args),
+        Some(Verb::Reclaim(args)) => reclaim::run(&args),
         Some(Verb::Dentries(args)) => dentries::run(&args),
         Some(Verb::Fork(args)) => fork::run(&args),
         Some(Verb::Run(args)) => run::run(&args),

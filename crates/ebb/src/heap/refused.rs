@@ -8,7 +8,7 @@ use ebbtide_sys::freeze::FreezeError;
 use rustix::process::geteuid;
 
 /// Why there is no look into process `pid`, whose status is known unless it ended.
-pub(super) fn look(pid: u32, status: Option<&Status>, error: &LookError) -> anyhow::Error {
+pub(crate) fn look(pid: u32, status: Option<&Status>, error: &LookError) -> anyhow::Error {
     match error {
         LookError::Read(ReadError::Vanished { .. }) | LookError::Memory(Fault::Ended) => {
             anyhow!("there is no process {pid}; 'ebb ps' lists them")
