@@ -18,6 +18,7 @@ mod model;
 mod reader;
 mod residency;
 mod source;
+pub mod tcmalloc;
 
 pub use account::{Account, RANGES_MOST};
 pub use image::Image;

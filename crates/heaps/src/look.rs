@@ -6,7 +6,7 @@
 use crate::model::{Figures, Heap, Kind};
 use crate::residency::Residency;
 use crate::source::{Area, Fault, MemorySource};
-use crate::{Live, cpython, ebbtide, glibc, luajit};
+use crate::{Live, cpython, ebbtide, glibc, luajit, tcmalloc};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, ReadError, Unread};
 use std::collections::BTreeMap;
@@ -20,6 +20,7 @@ const WALKERS: &[(&str, Find)] = &[
     ("CPython", cpython::find),
     ("LuaJIT", luajit::find),
     ("Ebbtide", ebbtide::find),
+    ("tcmalloc", tcmalloc::find),
     ("glibc", glibc::find),
 ];
 
@@ -151,7 +152,7 @@ fn name(area: &Area) -> String {
 }
 
 /// The parts of `range` that none of `claims`, in order, takes.
-fn without(range: Range<u64>, claims: &[Range<u64>]) -> Vec<Range<u64>> {
+pub(crate) fn without(range: Range<u64>, claims: &[Range<u64>]) -> Vec<Range<u64>> {
     let (mut rest, mut at) = (Vec::new(), range.start);
     // Claims may overlap; those that end before the range were passed.
     for claim in claims.iter().filter(|claim| claim.end > range.start && claim.start < range.end) {
