@@ -35,8 +35,16 @@ pub(crate) const TEST: &[Package] = &[
     package("sqlite3", "sqlite3", "runs under the preloaded malloc"),
     package("nginx-light", "nginx", "runs under the preloaded malloc"),
     package("luajit2", "luajit", "a Lua program whose heap is walked; brings OpenResty's LuaJIT"),
-    package("libtcmalloc-minimal4", "libtcmalloc_minimal.so.4", "gperftools' tcmalloc, whose heap is walked"),
-    package("libgoogle-perftools4", "libtcmalloc.so.4", "the same with its profilers"),
+    package(
+        "libtcmalloc-minimal4",
+        "/usr/share/doc/libtcmalloc-minimal4/copyright",
+        "gperftools' tcmalloc, whose heap is walked",
+    ),
+    package(
+        "libgoogle-perftools4",
+        "/usr/share/doc/libgoogle-perftools4/copyright",
+        "the same with its profilers",
+    ),
     package(
         "libnginx-mod-http-lua",
         "/usr/share/nginx/modules-available/mod-http-lua.conf",

@@ -186,7 +186,7 @@ fn a_busy_target_is_read_while_it_runs() {
         target.0.ask("busy");
         let process = target.process();
         let (mut found, mut rereads, mut unresolved, mut mapped) = (0, 0, Bytes(0), Bytes(0));
-        for _ in 0..30 {
+        for _ in 0..10 {
             let live = Live::new(&process, false).unwrap();
             for heap in tcmalloc::find(&live).unwrap() {
                 sane(&heap);
@@ -197,8 +197,8 @@ fn a_busy_target_is_read_while_it_runs() {
                 mapped += heap.figures.mapped;
             }
         }
-        println!("{found} of 30 found, {rereads} read again, {unresolved} of {mapped} unresolved");
-        assert!(found >= 25 && unresolved.0 < mapped.0 / 20, "{found}: {unresolved} of {mapped}");
+        println!("{found} of 10 found, {rereads} read again, {unresolved} of {mapped} unresolved");
+        assert!(found >= 8 && unresolved.0 < mapped.0 / 20, "{found}: {unresolved} of {mapped}");
     }
 }
 
@@ -247,7 +247,7 @@ fn no_damage_makes_it_panic_or_hang() {
         proptest::sample::select(places.clone()),
     ];
     let damage = proptest::collection::vec((proptest::sample::select(places), word), 1..200);
-    let config = ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: 20, failure_persistence: None, ..ProptestConfig::default() };
     let image = Mutex::new(image);
     proptest!(config, |(damage in damage)| {
         let mut image = image.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
