@@ -38,6 +38,16 @@ pub(crate) const TEST: &[Package] = &[
     package("nginx-light", "nginx", "runs under the preloaded malloc"),
     package("luajit2", "luajit", "a Lua program whose heap is walked; brings OpenResty's LuaJIT"),
     package(
+        "libtcmalloc-minimal4",
+        "/usr/share/doc/libtcmalloc-minimal4/copyright",
+        "gperftools' tcmalloc, whose heap is walked",
+    ),
+    package(
+        "libgoogle-perftools4",
+        "/usr/share/doc/libgoogle-perftools4/copyright",
+        "the same with its profilers",
+    ),
+    package(
         "libnginx-mod-http-lua",
         "/usr/share/nginx/modules-available/mod-http-lua.conf",
         "nginx with Lua states",

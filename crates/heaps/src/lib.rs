@@ -22,6 +22,7 @@ mod now;
 mod reader;
 mod residency;
 mod source;
+pub mod tcmalloc;
 mod unknown;
 
 pub use account::{Account, RANGES_MOST};
