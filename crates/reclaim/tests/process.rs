@@ -6,10 +6,11 @@
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, Root};
 use ebbtide_reclaim::Report;
-use ebbtide_reclaim::process::{Options, reclaim};
+use ebbtide_reclaim::process::{Options, ReclaimError, reclaim};
 use ebbtide_testkit::{Child, Nginx};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// What prediction and result may differ by: 2%, or this.
 const SLACK: Bytes = Bytes(256 << 10);
@@ -19,15 +20,14 @@ fn give_back(pid: u32) -> Report {
     reclaim(&process, &Options::default()).unwrap()
 }
 
-/// The program of the heaps' tests that brings glibc's heap into shapes.
-fn shapes() -> PathBuf {
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reclaimed-shapes");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../heaps/tests/programs/shapes.c");
+/// Builds the C program at `source`, from this crate's directory.
+fn build(source: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    let name = format!("reclaimed-{}", source.file_stem().unwrap().to_string_lossy());
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let mut gcc = Command::new("gcc");
-    gcc.args(["-O1", "-Wno-deprecated-declarations", "-fno-builtin", "-pthread", "-o"])
-        .arg(&program)
-        .arg(source);
-    assert!(gcc.status().unwrap().success());
+    gcc.args(["-O1", "-Wno-deprecated-declarations", "-fno-builtin", "-pthread", "-o"]);
+    assert!(gcc.arg(&program).arg(source).status().unwrap().success());
     program
 }
 
@@ -54,7 +54,7 @@ const SHAPES: [&str; 18] = [
 
 #[test]
 fn every_shape_of_glibcs_heap() {
-    let program = shapes();
+    let program = build("../heaps/tests/programs/shapes.c");
     for shape in SHAPES {
         let info = program.with_extension(format!("{shape}.xml"));
         let mut child = Child::spawn(Command::new(&program).arg(shape).arg(&info));
@@ -85,4 +85,46 @@ fn an_nginx_worker_with_lua() {
     assert!(returned > predicted.scaled(0.9) && returned > Bytes::from_mib(100), "{report:#?}");
     (0..3).for_each(|_| nginx.burst());
     nginx.run("collectgarbage() collectgarbage()");
+}
+
+/// What cannot be known to be safe is not done.
+#[test]
+fn processes_that_are_left_alone() {
+    let program = build("tests/programs/awkward.c");
+    let options = Options { patience: Duration::from_millis(50), ..Options::default() };
+    let attempt = |kind: &str| {
+        let mut child = Child::spawn(Command::new(&program).arg(kind));
+        let process = Process::open(&Root::live().unwrap(), child.pid()).unwrap();
+        let result = reclaim(&process, &options);
+        child.ask("still there?");
+        result
+    };
+    let usual = attempt("usual").unwrap();
+    assert!(usual.returned.unwrap() > Bytes::from_mib(20), "{usual:#?}");
+    for kind in ["handler", "fiber"] {
+        let report = attempt(kind).unwrap();
+        let lever = &report.levers[0];
+        assert!(lever.predicted > Bytes::from_mib(20) && lever.stops == 0, "{kind}: {report:#?}");
+        assert!(lever.short.as_ref().is_some_and(|why| why.contains("at rest")), "{kind}: {report:#?}");
+        assert!(report.returned.unwrap() < Bytes::from_mib(1), "{kind}: {report:#?}");
+    }
+    assert!(matches!(attempt("seccomp"), Err(ReclaimError::Forbidden(why)) if why.contains("seccomp")));
+}
+
+/// Eight threads that allocate at full speed, each block checked, beside one that forks all the while.
+#[test]
+fn a_storm() {
+    const ROUNDS: usize = 30;
+    let program = build("../heaps/tests/programs/busy.c");
+    // On a machine with few processors nobody else would get a turn.
+    let child = Child::spawn(Command::new("nice").args(["-n", "19"]).arg(program).arg("threads"));
+    let process = Process::open(&Root::live().unwrap(), child.pid()).unwrap();
+    let options = Options { patience: Duration::from_millis(2), ..Options::default() };
+    let mut applied = 0;
+    for _ in 0..ROUNDS {
+        let report = reclaim(&process, &options).unwrap();
+        applied += report.levers.iter().filter(|lever| lever.short.is_none()).count();
+    }
+    assert!(child.wait().success(), "a block was damaged");
+    println!("{applied} levers applied in {ROUNDS} rounds");
 }

@@ -15,6 +15,8 @@
 //! may be borrowed, and what it may call, is for the caller to know: one that holds a lock that the function
 //! takes waits for itself.
 
+#[cfg(not(target_arch = "x86_64"))]
+mod elsewhere;
 #[cfg(target_arch = "x86_64")]
 mod frame;
 #[cfg(target_arch = "x86_64")]
@@ -22,6 +24,8 @@ mod requests;
 #[cfg(target_arch = "x86_64")]
 mod thread;
 
+#[cfg(not(target_arch = "x86_64"))]
+pub use elsewhere::Borrowed;
 #[cfg(target_arch = "x86_64")]
 pub use thread::Borrowed;
 
@@ -37,6 +41,8 @@ pub enum BorrowError {
     ShadowStack,
     /// It is in 32-bit code.
     Narrow,
+    /// This is another processor than x86_64.
+    Unsupported,
     /// Its stack has no room for the frame.
     NoRoom,
     /// The call takes longer than was allowed; it goes on, and the thread takes itself back.
@@ -55,6 +61,7 @@ impl fmt::Display for BorrowError {
                 f.write_str("the thread has a shadow stack, which a call would break")
             }
             BorrowError::Narrow => f.write_str("the thread runs 32-bit code"),
+            BorrowError::Unsupported => f.write_str("calls inside other processes are known for x86_64 only"),
             BorrowError::NoRoom => f.write_str("the thread's stack has no room for a call"),
             BorrowError::Late => f.write_str("the call takes too long and goes on by itself"),
             BorrowError::Faulted(signal) => write!(f, "the call ended in signal {signal}"),

@@ -3,7 +3,7 @@
 //! `syscall` needs CONFIG_HAVE_ARCH_TRACEHOOK and the right to debug the process (PTRACE_MODE_ATTACH, so Yama
 //! counts). It is read without stopping the thread: by the time it is known the thread may be elsewhere.
 
-use super::{Name, Pid, Process, Stat};
+use super::{Name, Pid, Process, Stat, Status};
 use crate::{ReadError, scan};
 
 /// Where a thread is.
@@ -82,6 +82,11 @@ impl Thread<'_> {
     /// `stat`: its state, times and faults.
     pub fn stat(&self) -> Result<Stat, ReadError> {
         self.process.parsed(&self.path("stat"), Stat::parse)
+    }
+
+    /// `status`: also what it has for itself, as its seccomp mode.
+    pub fn status(&self) -> Result<Status, ReadError> {
+        self.process.parsed(&self.path("status"), Status::parse)
     }
 
     /// `syscall`: where it is.

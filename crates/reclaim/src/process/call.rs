@@ -1,9 +1,9 @@
 //! Has a thread at rest call a function of the program's own allocator, while all others run on.
 
 use super::code::{self, Code};
-use super::rest::Scene;
+use super::rest::{Resting, Scene};
 use super::{Done, Options};
-use ebbtide_heaps::{Live, glibc};
+use ebbtide_heaps::Live;
 use ebbtide_observe::process::Process;
 use ebbtide_sys::borrow::{BorrowError, Borrowed};
 use ebbtide_sys::freeze;
@@ -51,13 +51,15 @@ fn attempt(
     done: &mut Done,
 ) -> Result<(), String> {
     let before = Live::new(process, false).map_err(|e| e.to_string())?;
-    let locks = locks(&before);
-    let look = |source: &Live<'_>| Scene { process, source, code, locks: &locks }.threads().0;
-    let candidate = look(&before).into_iter().next().ok_or("no thread of it is at rest")?;
+    let look = |source: &Live<'_>| {
+        let (resting, _) = Scene { process, source, code, locks: &[] }.threads();
+        resting.into_iter().filter(Resting::may_call)
+    };
+    let candidate = look(&before).next().ok_or("no thread of it is at rest")?;
     let body = |stopped: &freeze::Stopped<'_>| {
         // It may have gone on since.
         let now = Live::new(process, false).map_err(|e| e.to_string())?;
-        let same = look(&now).into_iter().find(|resting| resting.tid == candidate.tid);
+        let same = look(&now).find(|resting| resting.tid == candidate.tid);
         let resting = same.ok_or("no thread of it stays at rest")?;
         let borrowed = Borrowed::borrow(stopped, resting.tid, code.restorer, resting.stack);
         let mut borrowed = borrowed.map_err(|e| e.to_string())?;
@@ -80,11 +82,4 @@ fn attempt(
         }
         Err(why) => Err(why),
     }
-}
-
-/// The locks of glibc's arenas, as far as they are known.
-fn locks(source: &Live<'_>) -> Vec<u64> {
-    let arenas = glibc::Arenas::find(source).unwrap_or_default();
-    let tops = arenas.iter().filter_map(|arenas| arenas.tops(source).ok().flatten());
-    tops.flatten().map(|top| top.arena).collect()
 }

@@ -64,6 +64,10 @@ pub fn reclaim(process: &Process, options: &Options) -> Result<Report, ReclaimEr
         notes: Vec::new(),
     };
     let look = Look::into(process, false)?;
+    if look.heaps.iter().any(|heap| heap.name.as_deref().is_some_and(|name| name.starts_with("Go"))) {
+        let why = "it is a Go program: goroutines run on small pieces of its heap, where no call can be made";
+        return Err(ReclaimError::Forbidden(why.to_owned()));
+    }
     for heap in look.known().filter(|heap| heap.figures.returnable > Bytes::ZERO) {
         plan(heap, &mut report);
     }
@@ -84,7 +88,8 @@ pub fn reclaim(process: &Process, options: &Options) -> Result<Report, ReclaimEr
 /// The code that a call takes, if a call may be made.
 fn allowed(process: &Process) -> Result<Code, ReclaimError> {
     // A filter that does not know madvise may kill the process for it.
-    if process.status()?.seccomp.is_some_and(|mode| mode != 0) {
+    let statuses = process.threads()?.into_iter().map(|thread| thread.status());
+    if statuses.flatten().any(|status| status.seccomp.is_some_and(|mode| mode != 0)) {
         return Err(ReclaimError::Forbidden(
             "it runs under a seccomp filter, which may end it for a system call made in its name".to_owned(),
         ));

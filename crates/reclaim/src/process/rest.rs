@@ -2,10 +2,13 @@
 //! of an allocator: those make no call that waits but for their locks.
 //!
 //! Invariants: a thread of which anything is not known is not at rest; a signal handler that interrupted an allocator is
-//! seen by its frame on the stack, whatever it waits in; waiting for an allocator's lock is not rest.
+//! seen by its frame on the stack, whatever it waits in; waiting for an allocator's lock is not rest. Nobody who waits
+//! for a lock at all may make a call: glibc's fork() waits for one arena's lock while it holds those of others
+//! (__malloc_fork_lock_parent), and would wait for itself for ever.
 
 use super::code::Code;
 use ebbtide_heaps::{Area, MemorySource};
+use ebbtide_observe::Bytes;
 use ebbtide_observe::process::{Process, Syscall};
 use ebbtide_sys::remote;
 use rustix::process::Pid;
@@ -21,6 +24,8 @@ const SLEEPS: &[u32] = &[35, 230, 34, 130, 128, 61, 247, 219];
 const FUTEX: u32 = 202;
 /// So much of a stack is searched for signal frames; one that is deeper is not at rest.
 const STACK_MOST: u64 = 256 << 10;
+/// A guard below a stack; what reserves more address space is none.
+const GUARD_MOST: Bytes = Bytes::from_mib(1);
 /// In a signal frame: behind the restorer's address a ucontext, in it stack pointer and code segment (struct
 /// sigcontext, arch/x86/include/uapi/asm/sigcontext.h).
 const FRAME_SP: usize = 8 + 40 + 120;
@@ -36,6 +41,13 @@ pub(super) struct Resting {
     pub(super) stack: Range<u64>,
     /// Whether it waits for another thread, and not for the outside.
     in_futex: bool,
+}
+
+impl Resting {
+    /// Whether it may call a function that takes locks.
+    pub(super) fn may_call(&self) -> bool {
+        !self.in_futex
+    }
 }
 
 /// Who is asked, and what is known of the place.
@@ -69,8 +81,18 @@ impl Scene<'_> {
         if !(waits || in_futex && !self.is_allocators(args[0])) {
             return None;
         }
-        let stack = self.source.area_at(stack_pointer)?.range.clone();
+        let area = self.source.area_at(stack_pointer).filter(|area| self.is_stack(area))?;
+        let stack = area.range.clone();
         (!self.is_in_handler(stack_pointer, &stack)?).then_some(Resting { tid, stack, in_futex })
+    }
+
+    /// Whether `area` is a stack from end to end: the first thread's, or one with a guard below, as pthread_create makes
+    /// them. What runs on a piece of a heap (goroutines, fibers from malloc) has other memory below its stack pointer.
+    fn is_stack(&self, area: &Area) -> bool {
+        let below = area.range.start.checked_sub(1).and_then(|address| self.source.area_at(address));
+        let has_guard = below.is_some_and(|below| below.perms.is_none() && below.size() <= GUARD_MOST);
+        let is_heap = area.inode != 0 || area.path.starts_with(b"[heap");
+        area.path == b"[stack]" || has_guard && !is_heap
     }
 
     /// Whether a futex may be an allocator's lock: an arena's, or one of those in the C library's own data.

@@ -1,0 +1,55 @@
+/* A process that keeps 30 MB of freed blocks and must not be touched, or only with care. Its first argument says why:
+ *   handler   it rests in a signal handler that came while it was in malloc, as far as anybody can tell
+ *   seccomp   it runs under a filter, which here allows everything
+ *   fiber     it rests on a stack that is a piece of its heap
+ * Says "@ready" and answers every line until its standard input closes. */
+#define _GNU_SOURCE
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+static void *volatile kept;
+
+/* One byte at a time, so that it is in read(2) and in nothing else. */
+static void answer(void)
+{
+    char byte;
+    if (write(1, "@ready\n", 7) != 7) _exit(1);
+    while (read(0, &byte, 1) == 1)
+        if (byte == '\n' && write(1, "@ready\n", 7) != 7) _exit(1);
+    _exit(0);
+}
+
+static void handle(int signal) { (void)signal, answer(); }
+
+int main(int argc, char **argv)
+{
+    static void *blocks[30000];
+    for (int i = 0; i < 30000; i++) blocks[i] = memset(malloc(1000), i, 1000);
+    kept = malloc(1000);
+    for (int i = 0; i < 30000; i++) free(blocks[i]);
+    const char *kind = argc > 1 ? argv[1] : "";
+    if (!strcmp(kind, "handler")) {
+        signal(SIGUSR1, handle);
+        raise(SIGUSR1);
+    } else if (!strcmp(kind, "seccomp")) {
+        struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+        struct sock_fprog filter = {1, &allow};
+        if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter)) return 2;
+    } else if (!strcmp(kind, "fiber")) {
+        static ucontext_t fiber, back;
+        getcontext(&fiber);
+        fiber.uc_stack.ss_size = 64 << 10;
+        fiber.uc_stack.ss_sp = malloc(fiber.uc_stack.ss_size);
+        fiber.uc_link = &back;
+        makecontext(&fiber, answer, 0);
+        swapcontext(&back, &fiber);
+    }
+    answer();
+}
