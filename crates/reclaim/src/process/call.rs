@@ -52,7 +52,7 @@ fn attempt(
 ) -> Result<(), String> {
     let before = Live::new(process, false).map_err(|e| e.to_string())?;
     let look = |source: &Live<'_>| {
-        let (resting, _) = Scene { process, source, code, locks: &[] }.threads();
+        let (resting, _) = Scene { process, source, locks: &[] }.threads();
         resting.into_iter().filter(Resting::may_call)
     };
     let candidate = look(&before).next().ok_or("no thread of it is at rest")?;

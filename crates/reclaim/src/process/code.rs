@@ -1,10 +1,10 @@
 //! The three places in a target's code that borrowing a thread takes: `__restore_rt`, through which the thread takes
 //! itself back; a `syscall` instruction in a function that then returns; and the functions to call, by name.
 //!
-//! The first two are found by their bytes, also in stripped and static programs. They are the C library's wherever
-//! there is one: every libc has a restorer, because x86_64's kernel wants one with each signal handler.
+//! The first two are found by their bytes in glibc's code, or, where none is mapped, in that of the program itself, which
+//! may have glibc in it. No other file is read: to read code is to bring it into the target's memory.
 
-use ebbtide_heaps::{Live, MemorySource};
+use ebbtide_heaps::{Area, Live, MemorySource};
 use ebbtide_observe::ReadError;
 use ebbtide_observe::process::Process;
 use object::read::elf::{ElfFile64, ElfSymbol64};
@@ -13,7 +13,7 @@ use rustix::process::Pid;
 use std::io::Read;
 use std::ops::Range;
 
-/// `mov $15, %rax; syscall` (glibc, musl).
+/// `mov $15, %rax; syscall`: glibc's __restore_rt.
 const RESTORER: &[u8] = &[0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05];
 /// `syscall; cmp $-4095, %rax; jae error; ret`, as glibc's wrappers go (2.17 to 2.43).
 const GATE: &[u8] = &[0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0x73, 0x01, 0xc3];
@@ -22,32 +22,30 @@ const CODE_MOST: u64 = 64 << 20;
 const FILE_MOST: u64 = 256 << 20;
 
 /// What was found in a process.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Code {
     pub(super) restorer: u64,
     pub(super) gate: u64,
-    /// All restorers there are, in order: a signal frame begins with the address of one.
-    pub(super) restorers: Vec<u64>,
 }
 
 impl Code {
     /// Errors: the process ended, or its memory may not be read.
     pub(super) fn find(process: &Process) -> Result<Option<Code>, ReadError> {
         let source = Live::new(process, false)?;
-        let (mut restorers, mut gate) = (Vec::new(), None);
+        let of_file = |area: &&Area| area.inode != 0;
+        let program = source.areas().iter().find(of_file).map(|area| &area.path);
+        let has_libc = source.areas().iter().any(|area| is_libc(&area.path));
+        let is_meant =
+            |area: &&Area| if has_libc { is_libc(&area.path) } else { Some(&area.path) == program };
         let texts = source.areas().iter().filter(|area| area.perms.exec && area.perms.read);
-        for area in texts.filter(|area| !area.path.starts_with(b"[v")) {
+        for area in texts.filter(of_file).filter(is_meant) {
             let bytes = content(process.pid(), &area.range);
-            let at = |offset: usize| area.range.start + offset as u64;
-            restorers.extend(memchr::memmem::find_iter(&bytes, RESTORER).map(at));
-            gate = gate.or_else(|| memchr::memmem::find(&bytes, GATE).map(at));
+            let find = |what| Some(area.range.start + memchr::memmem::find(&bytes, what)? as u64);
+            if let (Some(restorer), Some(gate)) = (find(RESTORER), find(GATE)) {
+                return Ok(Some(Code { restorer, gate }));
+            }
         }
-        restorers.sort_unstable();
-        Ok(restorers.first().zip(gate).map(|(&restorer, gate)| Code {
-            restorer,
-            gate,
-            restorers: restorers.clone(),
-        }))
+        Ok(None)
     }
 }
 

@@ -157,15 +157,15 @@ pub(super) fn give_back(process: &Process, code: &Code, options: &Options, free:
             }
         }
         std::thread::sleep(PAUSE.max(took * SHARE));
-        await_rest(process, code, options, waited);
+        await_rest(process, options, waited);
     }
 }
 
 /// Waits until it seems to be at rest, without stopping it, or the patience ends.
-fn await_rest(process: &Process, code: &Code, options: &Options, since: Instant) {
+fn await_rest(process: &Process, options: &Options, since: Instant) {
     while since.elapsed() < options.patience {
         let Ok(source) = Live::new(process, false) else { return };
-        if (Scene { process, source: &source, code, locks: &[] }).threads().1.is_empty() {
+        if (Scene { process, source: &source, locks: &[] }).threads().1.is_empty() {
             return;
         }
         std::thread::sleep(PAUSE);
@@ -192,8 +192,8 @@ impl Moment<'_> {
         let Some(locks) = self.free.locks(&source).map_err(said)? else {
             return Ok(Stop::Busy("its allocator is always at work".to_owned()));
         };
-        let Self { process, code, .. } = *self;
-        let (resting, busy) = Scene { process, source: &source, code, locks: &locks }.threads();
+        let scene = Scene { process: self.process, source: &source, locks: &locks };
+        let (resting, busy) = scene.threads();
         if let Some(tid) = busy.first() {
             let count = busy.len();
             return Ok(Stop::Busy(format!(

@@ -6,7 +6,6 @@
 //! for a lock at all may make a call: glibc's fork() waits for one arena's lock while it holds those of others
 //! (__malloc_fork_lock_parent), and would wait for itself for ever.
 
-use super::code::Code;
 use ebbtide_heaps::{Area, MemorySource};
 use ebbtide_observe::Bytes;
 use ebbtide_observe::process::{Process, Syscall};
@@ -26,12 +25,9 @@ const FUTEX: u32 = 202;
 const STACK_MOST: u64 = 256 << 10;
 /// A guard below a stack; what reserves more address space is none.
 const GUARD_MOST: Bytes = Bytes::from_mib(1);
-/// In a signal frame: behind the restorer's address a ucontext, in it stack pointer and code segment (struct
-/// sigcontext, arch/x86/include/uapi/asm/sigcontext.h).
-const FRAME_SP: usize = 8 + 40 + 120;
-const FRAME_CS: usize = 8 + 40 + 144;
-/// __USER_CS.
-const CODE_64: u64 = 0x33;
+/// Code segment, gs, fs and stack segment as they stand in a signal frame of 64-bit code (struct sigcontext,
+/// arch/x86/include/uapi/asm/sigcontext.h, since Linux 4.7): __USER_CS and __USER_DS. Hardly anything else is this number.
+const SEGMENTS: u64 = 0x002b_0000_0000_0033;
 
 /// A thread at rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +50,6 @@ impl Resting {
 pub(super) struct Scene<'a> {
     pub(super) process: &'a Process,
     pub(super) source: &'a dyn MemorySource,
-    pub(super) code: &'a Code,
     /// Addresses of the allocator's locks.
     pub(super) locks: &'a [u64],
 }
@@ -118,16 +113,7 @@ impl Scene<'_> {
         if remote::read(pid, from, &mut bytes).ok()? != bytes.len() {
             return None;
         }
-        let word = |at: usize| {
-            bytes.get(at..at + 8).map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
-        };
-        let is_frame = |at: usize| {
-            let cs = word(at + FRAME_CS).map(|word| word & 0xffff);
-            let sp = word(at + FRAME_SP);
-            cs == Some(CODE_64) && sp.is_some_and(|sp| self.source.area_at(sp).is_some())
-        };
-        let begins =
-            |at: &usize| word(*at).is_some_and(|word| self.code.restorers.binary_search(&word).is_ok());
-        Some((0..bytes.len()).step_by(8).filter(begins).any(is_frame))
+        let (words, _) = bytes.as_chunks::<8>();
+        Some(words.iter().any(|word| u64::from_le_bytes(*word) == SEGMENTS))
     }
 }
