@@ -26,7 +26,10 @@ pub fn line(played: &Played) -> String {
             let named = answer.named.as_deref().unwrap_or(NONE);
             let bytes =
                 format!("{} / {}", answer.bytes, true_bytes(played).map_or("-".into(), |b| b.to_string()));
-            let why = if wrongs.is_empty() { String::new() } else { format!("  {}", wrongs.join("; ")) };
+            let mut why = if wrongs.is_empty() { String::new() } else { format!("  {}", wrongs.join("; ")) };
+            if let Some(first) = &played.first {
+                why.push_str(&format!("  (second attempt; at the first: {first})"));
+            }
             format!("{verdict:8} {:42} {named:22} {bytes:24} {seconds:5.1} s{why}", case.name)
         }
     }
@@ -243,7 +246,14 @@ mod tests {
         };
         let wrongs = wrongs.iter().map(|&w| w.to_owned()).collect();
         let outcome = Outcome::Answered(answer, wrongs);
-        Played { case, figures: Figures::new(), outcome, set_up: Duration::ZERO, asked: Duration::ZERO }
+        Played {
+            case,
+            figures: Figures::new(),
+            outcome,
+            set_up: Duration::ZERO,
+            asked: Duration::ZERO,
+            first: None,
+        }
     }
 
     #[test]
