@@ -58,7 +58,8 @@ fn threads_at_full_speed() {
         let heaps = walk(child.pid()).expect("a process that runs on");
         let [heap] = heaps.as_slice() else { panic!("{heaps:?}") };
         check(heap);
-        assert!(heap.figures.live + heap.certainty.unresolved > Bytes::ZERO, "{heap:?}");
+        let says_why = heap.notes.iter().any(|note| note.starts_with("arenas came"));
+        assert!(heap.figures.live > Bytes::ZERO || says_why, "{heap:?}");
         unresolved += heap.certainty.unresolved;
         mapped += heap.figures.mapped;
         reread += heap.certainty.reread;

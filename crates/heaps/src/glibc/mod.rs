@@ -28,6 +28,7 @@ mod walk;
 
 use crate::account::{Account, RANGES_MOST};
 use crate::model::{Arena, Figures, HUGE_MOST, Heap, Kind, SizeClass};
+use crate::now::Now;
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
 use arena::{Broken, Confirmed, Parameters, Span, State};
@@ -63,11 +64,32 @@ fn every(source: &dyn MemorySource, ranges: bool) -> Result<Vec<Heap>, Fault> {
     let mut heaps = Vec::new();
     for located in locate::libcs(source)? {
         match located {
-            Located::Here(libc) => heaps.extend(heap(source, &libc, ranges)?),
+            Located::Here(libc) => heaps.extend(settled(source, &libc, ranges)?),
             Located::Unreadable(why) => heaps.push(unread(why)),
         }
     }
     Ok(heaps)
+}
+
+/// How often a running process is looked at whose arenas lie where nothing was mapped when its mappings were listed.
+const LOOKS_MOST: usize = 4;
+
+/// The heap of `libc`, with all of its arenas if that can be had: a program that starts threads makes arenas meanwhile.
+fn settled(source: &dyn MemorySource, libc: &Libc, ranges: bool) -> Result<Option<Heap>, Fault> {
+    let mut found = heap(source, libc, ranges)?;
+    for _ in 1..LOOKS_MOST {
+        if !matches!(found, Some((_, true))) {
+            break;
+        }
+        let Some(now) = Now::of(source)? else { break };
+        found = heap(&now, libc, ranges)?;
+    }
+    Ok(found.map(|(mut heap, is_torn)| {
+        if is_torn {
+            heap.notes.push("arenas came while it was read: not all of them are known".to_owned());
+        }
+        heap
+    }))
 }
 
 /// A heap of which only this is known.
@@ -94,15 +116,17 @@ struct Look<'s> {
     notes: Vec<String>,
 }
 
-fn heap(source: &dyn MemorySource, libc: &Libc, ranges: bool) -> Result<Option<Heap>, Fault> {
+/// One look, and whether the ring of arenas broke off in a process that runs.
+fn heap(source: &dyn MemorySource, libc: &Libc, ranges: bool) -> Result<Option<(Heap, bool)>, Fault> {
     let mut reader = Reader::new(source);
     let (claim, main, params) = match arena::confirm(&mut reader, &libc.claims)? {
         Confirmed::Yes(found) => *found,
         Confirmed::No => return Ok(None),
-        Confirmed::Swapped => return Ok(Some(unread("its books are swapped out".to_owned()))),
+        Confirmed::Swapped => return Ok(Some((unread("its books are swapped out".to_owned()), false))),
     };
     let (threads, broken) = arena::ring(&mut reader, &claim.layout, &main)?;
-    if main.is_unused() && threads.is_empty() && params.n_mmaps == 0 {
+    let is_torn = broken.as_ref().is_some_and(|broken| broken.is_damage) && !source.is_still();
+    if main.is_unused() && threads.is_empty() && params.n_mmaps == 0 && !is_torn {
         return Ok(None);
     }
     let mut look = Look {
@@ -128,7 +152,7 @@ fn heap(source: &dyn MemorySource, libc: &Libc, ranges: bool) -> Result<Option<H
     if !source.is_still() {
         look.is_still_there(&claim)?;
     }
-    Ok(Some(look.heap()))
+    Ok(Some((look.heap(), is_torn)))
 }
 
 impl<'s> Look<'s> {
