@@ -53,6 +53,11 @@ pub(crate) const TEST: &[Package] = &[
         "nginx with Lua states",
     ),
     package(
+        "libmimalloc2.0",
+        "/usr/lib/x86_64-linux-gnu/libmimalloc.so.2.0",
+        "a program under mimalloc, whose heap is walked",
+    ),
+    package(
         "libjemalloc2",
         "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2",
         "programs under jemalloc, whose heap is walked",

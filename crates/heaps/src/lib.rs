@@ -17,6 +17,7 @@ pub mod jemalloc;
 mod live;
 mod look;
 pub mod luajit;
+pub mod mimalloc;
 mod model;
 mod now;
 mod reader;

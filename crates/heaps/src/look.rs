@@ -9,7 +9,7 @@ use crate::files::Files;
 use crate::model::{Extent, Heap, Kind};
 use crate::source::{Fault, MemorySource};
 use crate::unknown::{self, Around, in_order, without};
-use crate::{Live, cpython, ebbtide, glibc, jemalloc, luajit, tcmalloc};
+use crate::{Live, cpython, ebbtide, glibc, jemalloc, luajit, mimalloc, tcmalloc};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, ReadError, Unread};
 use std::collections::BTreeMap;
@@ -26,6 +26,7 @@ const WALKERS: &[(&str, Find)] = &[
     ("Ebbtide", ebbtide::find),
     ("jemalloc", jemalloc::find),
     ("tcmalloc", tcmalloc::find),
+    ("mimalloc", mimalloc::find),
     ("glibc", glibc::find),
 ];
 
