@@ -44,7 +44,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     let wanted = |case: &Case| args.filter.as_ref().is_none_or(|word| case.name.contains(word.as_str()));
     for case in cases(args).into_iter().filter(wanted) {
-        match (case.run)() {
+        let outcome = (case.run)().or_else(|error| match is_emulators(&error) {
+            true => {
+                println!("again:   {}: the emulated kernel met its own breakpoint", case.name);
+                (case.run)()
+            }
+            false => Err(error),
+        });
+        match outcome {
             Ok(Outcome::Passed) => {
                 passed += 1;
                 println!("ok       {}", case.name);
@@ -61,6 +68,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether the guest's kernel ended by what only emulation does to it: where it patches its own code (static keys, as
+/// inet_ehashfn's), another emulated processor may still run the breakpoint after the patch is done, which the kernel
+/// takes for a stray one (seen on 6.12 under qemu 7.2's TCG).
+fn is_emulators(error: &anyhow::Error) -> bool {
+    format!("{error:#}").contains("Oops: int3")
 }
 
 fn cases(args: &Args) -> Vec<Case> {
