@@ -290,7 +290,7 @@ mod tests {
         let mut image = crate::Image::default();
         image.put(at(0), vec![0; 3 * page as usize]);
         image.put(at(4), vec![0; 4 * page as usize]);
-        image.map(crate::source::tests::anon(at(0)..at(8)));
+        image.map(crate::source::Area::anon(at(0)..at(8)));
         let mut account = Account::new(&image).with_ranges();
         account.mapped(at(0)..at(8)).unwrap();
         // The links are on the first page; the fourth is absent.

@@ -44,12 +44,12 @@ impl Files {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::tests::anon;
 
     #[test]
     fn a_part_is_searched_once() {
         let files = Files::default();
-        let (library, other) = (Area { inode: 7, ..anon(0..8192) }, Area { inode: 8, ..anon(0..8192) });
+        let (library, other) =
+            (Area { inode: 7, ..Area::anon(0..8192) }, Area { inode: 8, ..Area::anon(0..8192) });
         let found = || Some(Some("2.1".to_owned()));
         assert_eq!(files.found(&library, 8192, || None), None);
         assert_eq!(files.found(&library, 8192, found), found(), "what could not be read is tried again");

@@ -20,6 +20,7 @@ pub mod luajit;
 pub mod mimalloc;
 mod model;
 mod now;
+mod ranges;
 mod reader;
 mod residency;
 mod source;

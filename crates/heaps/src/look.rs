@@ -7,8 +7,9 @@
 use crate::bounded::Bounded;
 use crate::files::Files;
 use crate::model::{Extent, Heap, Kind};
+use crate::ranges::{merged, without};
 use crate::source::{Fault, MemorySource};
-use crate::unknown::{self, Around, in_order, without};
+use crate::unknown::{self, Around};
 use crate::{Live, cpython, ebbtide, glibc, jemalloc, luajit, mimalloc, tcmalloc};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, ReadError, Unread};
@@ -84,7 +85,7 @@ impl Look {
                             Some(address) => look.failed.push((name, Fault::Claimed(address))),
                             None => {
                                 claims.extend(heap.claims.iter().cloned());
-                                claims = in_order(claims);
+                                claims = merged(claims);
                                 look.heaps.push(heap);
                             }
                         }

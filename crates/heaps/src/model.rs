@@ -92,7 +92,7 @@ pub struct Figures {
     /// The allocator's own books.
     #[serde(rename = "metadata_bytes")]
     pub metadata: Bytes,
-    /// Mapped, readable, never handed out.
+    /// Mapped, never handed out.
     #[serde(rename = "unused_bytes")]
     pub unused: Bytes,
     /// How many free blocks; neighbours count as one.
@@ -231,6 +231,29 @@ impl Heap {
             returnable_ranges: None,
             huge: Vec::new(),
         }
+    }
+}
+
+impl Heap {
+    /// Adds `arena` with its blocks by size to the whole.
+    pub(crate) fn enter(&mut self, arena: Arena, classes: Vec<SizeClass>) {
+        self.figures += arena.figures;
+        self.arenas.push(arena);
+        for class in classes.into_iter().filter(|class| class.live_count + class.free_count > 0) {
+            match self.histogram.binary_search_by_key(&class.up_to, |known| known.up_to) {
+                Ok(at) => self.histogram[at] += class,
+                Err(at) => self.histogram.insert(at, class),
+            }
+        }
+    }
+}
+
+impl std::ops::AddAssign for SizeClass {
+    fn add_assign(&mut self, other: SizeClass) {
+        self.live_count += other.live_count;
+        self.live += other.live;
+        self.free_count += other.free_count;
+        self.free += other.free;
     }
 }
 

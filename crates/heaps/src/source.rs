@@ -34,6 +34,16 @@ pub enum Fault {
     Os(&'static str, Errno),
 }
 
+/// What was read, or `None` where memory is not there or is in swap: a walk goes on without. That the process ended or
+/// may not be read is an error.
+pub(crate) fn there<T>(read: Result<T, Fault>) -> Result<Option<T>, Fault> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(Fault::Unmapped(_) | Fault::Swapped(_)) => Ok(None),
+        Err(fault) => Err(fault),
+    }
+}
+
 /// A mapping, with its path owned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Area {
@@ -61,6 +71,18 @@ impl Area {
             dev: mapping.dev,
             inode: mapping.inode,
             path: mapping.path.to_vec(),
+        }
+    }
+
+    /// A private mapping of `range` that can be read and written, without a file or a name.
+    pub(crate) fn anon(range: Range<u64>) -> Area {
+        Area {
+            range,
+            perms: Perms { read: true, write: true, exec: false, shared: false },
+            offset: Bytes::ZERO,
+            dev: Device { major: 0, minor: 0 },
+            inode: 0,
+            path: Vec::new(),
         }
     }
 
@@ -105,19 +127,6 @@ pub fn covered(source: &dyn MemorySource, range: Range<u64>, fits: fn(&Area) -> 
     true
 }
 
-/// `ranges` in order, those that touch or overlap as one.
-pub(crate) fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.sort_by_key(|range| range.start);
-    let mut merged: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for range in ranges.into_iter().filter(|range| !range.is_empty()) {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
-}
-
 /// A process, or the picture of one.
 pub trait MemorySource {
     /// Its mappings, in the order of addresses.
@@ -152,22 +161,5 @@ pub trait MemorySource {
         let areas = self.areas();
         let after = areas.partition_point(|area| area.range.start <= address);
         areas[..after].last().filter(|area| area.range.contains(&address))
-    }
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// A private mapping of `range` without a file or a name.
-    pub(crate) fn anon(range: Range<u64>) -> Area {
-        Area {
-            range,
-            perms: Perms { read: true, write: true, exec: false, shared: false },
-            offset: Bytes::ZERO,
-            dev: Device { major: 0, minor: 0 },
-            inode: 0,
-            path: Vec::new(),
-        }
     }
 }

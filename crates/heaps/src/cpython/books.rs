@@ -13,7 +13,7 @@ use super::layout::{
     Arena, CLASSES, FIRST_OBJECTS, Geometry, Header, OBJECT, OBJECTS_MOST, Object, USED_BYTES, word,
 };
 use crate::reader::Reader;
-use crate::source::{Fault, MemorySource};
+use crate::source::{Fault, MemorySource, there};
 use std::ops::Range;
 
 /// How often a ring that is being changed is looked at.
@@ -116,7 +116,7 @@ impl Books {
     pub(super) fn is_current(&self, reader: &mut Reader<'_>) -> Result<bool, Fault> {
         reader.refresh();
         for slot in &self.slots {
-            if present(reader.u64(*slot))? == Some(self.array) {
+            if there(reader.u64(*slot))? == Some(self.array) {
                 return Ok(true);
             }
         }
@@ -139,9 +139,9 @@ pub(super) fn at(reader: &mut Reader<'_>, used: u64, data: &[Words]) -> Result<O
             reader.refresh();
             continue;
         }
-        let behind = present(reader.u64(used + ARENAS_AT))?.unwrap_or(0);
+        let behind = there(reader.u64(used + ARENAS_AT))?.unwrap_or(0);
         if knows(reader, behind, &samples, geometry)? {
-            let len = present(reader.u32(used + MAX_AT))?.unwrap_or(0);
+            let len = there(reader.u32(used + MAX_AT))?.unwrap_or(0);
             let doubled = (FIRST_OBJECTS..=OBJECTS_MOST).contains(&len) && len.is_power_of_two();
             if doubled && entries(reader, behind, len, geometry)?.is_some() {
                 let slots = vec![used + ARENAS_AT];
@@ -161,15 +161,6 @@ pub(super) fn at(reader: &mut Reader<'_>, used: u64, data: &[Words]) -> Result<O
         reader.refresh();
     }
     Ok(None)
-}
-
-/// What is not there is `None`; that the process ended or may not be read is an error.
-pub(super) fn present<T>(read: Result<T, Fault>) -> Result<Option<T>, Fault> {
-    match read {
-        Ok(value) => Ok(Some(value)),
-        Err(Fault::Unmapped(_) | Fault::Swapped(_)) => Ok(None),
-        Err(fault) => Err(fault),
-    }
 }
 
 /// The first pool of each class's ring, if `used` is `usedpools`; else none.
@@ -198,7 +189,7 @@ enum Ring {
 /// Looks at a ring until it closes, or it is not to be thought one.
 fn steady_ring(reader: &mut Reader<'_>, used: u64, class: u64) -> Result<Ring, Fault> {
     for attempt in 0..TRIES {
-        match present(ring(reader, used, class))? {
+        match there(ring(reader, used, class))? {
             Some(Ring::Odd) | None if attempt == 0 && reader.source().is_still() => break,
             Some(Ring::Odd) | None => reader.refresh(),
             Some(ring) => return Ok(ring),
@@ -236,7 +227,7 @@ fn knows(reader: &mut Reader<'_>, array: u64, samples: &[Sample], geometry: Geom
         let index = sample.header.arena;
         let at = array.checked_add(u64::from(index) * OBJECT).filter(|_| index < OBJECTS_MOST);
         let Some(at) = at else { return Ok(false) };
-        let Some(bytes) = present(reader.array::<{ OBJECT as usize }>(at))? else { return Ok(false) };
+        let Some(bytes) = there(reader.array::<{ OBJECT as usize }>(at))? else { return Ok(false) };
         let covers = match Object::parse(&bytes, index, geometry) {
             Some(Object::Arena(arena)) => arena.address <= sample.address && sample.address < arena.unused,
             _ => false,
@@ -318,7 +309,7 @@ impl Scan {
     ) -> Result<bool, Fault> {
         for index in part {
             let at = self.array.saturating_add(u64::from(index) * OBJECT);
-            let Some(bytes) = present(reader.array::<{ OBJECT as usize }>(at))? else { return Ok(false) };
+            let Some(bytes) = there(reader.array::<{ OBJECT as usize }>(at))? else { return Ok(false) };
             match Object::parse(&bytes, index, geometry) {
                 Some(Object::Arena(arena)) => self.arenas.push(arena),
                 Some(Object::Unused(0)) => self.ends += 1,

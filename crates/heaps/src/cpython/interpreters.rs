@@ -6,10 +6,10 @@
 //! pointer to it, and `_PyRuntime` begins with a cookie and the offsets of what debuggers need
 //! (`_Py_DebugOffsets`), the list of interpreters among them.
 
-use super::books::{self, Books, Words, present};
+use super::books::{self, Books, Words};
 use super::layout::word;
 use crate::reader::Reader;
-use crate::source::Fault;
+use crate::source::{Fault, there};
 
 /// `_Py_DebugOffsets.cookie`.
 const COOKIE: &[u8; 8] = b"xdebugpy";
@@ -47,7 +47,7 @@ struct Offsets {
 
 impl Offsets {
     fn read(reader: &mut Reader<'_>, runtime: u64) -> Result<Option<Offsets>, Fault> {
-        let Some(bytes) = present(reader.array::<72>(runtime))? else { return Ok(None) };
+        let Some(bytes) = there(reader.array::<72>(runtime))? else { return Ok(None) };
         let [head, size, id, next] = [40, 48, 56, 64].map(|at| word(&bytes, at));
         let good = bytes.starts_with(COOKIE)
             && head < STATE_MOST
@@ -66,11 +66,11 @@ fn pointed_to(
     main: &Books,
 ) -> Result<Vec<Other>, Fault> {
     let mut found: Vec<Other> = Vec::new();
-    let mut state = present(reader.u64(runtime.saturating_add(offsets.head)))?.unwrap_or(0);
+    let mut state = there(reader.u64(runtime.saturating_add(offsets.head)))?.unwrap_or(0);
     for _ in 0..MOST {
         let Some(end) = state.checked_add(offsets.size).filter(|_| state != 0) else { break };
-        let id = present(reader.u64(state + offsets.id))?.unwrap_or(0);
-        let next = present(reader.u64(state + offsets.next))?.unwrap_or(0);
+        let id = there(reader.u64(state + offsets.id))?.unwrap_or(0);
+        let next = there(reader.u64(state + offsets.next))?.unwrap_or(0);
         if id != 0 {
             let words = [Words::copy(reader, state..end)?];
             for used in books::pointers(reader.source(), &words) {
@@ -96,7 +96,7 @@ fn embedded(reader: &mut Reader<'_>, data: &[Words], main: &Books) -> Result<Vec
         if let Some(states) = chain(reader, head, last)? {
             let mut found = Vec::new();
             for state in states {
-                let id = present(reader.u64(state.saturating_add(8)))?.unwrap_or(0);
+                let id = there(reader.u64(state.saturating_add(8)))?.unwrap_or(0);
                 let books = books::at(reader, state.saturating_add(within), &[])?;
                 found.extend(books.map(|books| (id, books)));
             }
@@ -118,7 +118,7 @@ fn chain(reader: &mut Reader<'_>, head: u64, last: u64) -> Result<Option<Vec<u64
             return Ok(None);
         }
         states.push(state);
-        state = present(reader.u64(state))?.unwrap_or(0);
+        state = there(reader.u64(state))?.unwrap_or(0);
     }
     Ok(Some(states))
 }

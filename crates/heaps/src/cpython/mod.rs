@@ -15,7 +15,7 @@ mod layout;
 mod tree;
 mod walk;
 
-use crate::model::{Arena, Corruption, Heap, Kind, SizeClass};
+use crate::model::{Arena, Corruption, Heap, Kind};
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
 use binary::Binary;
@@ -148,9 +148,7 @@ fn walk_books(
     *tally += walk.tally;
     say_disagreement(&agreed, books.geometry, heap);
     let (figures, histogram) = walk.account.close()?;
-    heap.figures += figures;
-    merge(&mut heap.histogram, histogram);
-    heap.arenas.push(Arena { address: books.used, name, figures, collector: None });
+    heap.enter(Arena { address: books.used, name, figures, collector: None }, histogram);
     heap.certainty.reread += walk.certainty.reread + agreed.rereads;
     heap.certainty.unresolved += walk.certainty.unresolved;
     heap.corruptions.append(&mut walk.corruptions);
@@ -175,21 +173,6 @@ fn say_disagreement(agreed: &Agreed, geometry: Geometry, heap: &mut Heap) {
             .extend(differ.iter().take(4).map(|&address| Corruption { address, what: what.clone() }));
     } else {
         heap.notes.push(format!("{} arenas came or went while they were read", differ.len()));
-    }
-}
-
-/// Adds the blocks of `more` to those of the same size in `all`.
-fn merge(all: &mut Vec<SizeClass>, more: Vec<SizeClass>) {
-    for class in more {
-        match all.binary_search_by_key(&class.up_to, |known| known.up_to) {
-            Ok(at) => {
-                all[at].live_count += class.live_count;
-                all[at].live += class.live;
-                all[at].free_count += class.free_count;
-                all[at].free += class.free;
-            }
-            Err(at) => all.insert(at, class),
-        }
     }
 }
 

@@ -4,10 +4,10 @@
 //! `tail_lo` how far one from below reaches into it. The bits of an address that the levels take depend on the
 //! build: all 64 or the lower 48. Invariant: at most so many nodes are read as 512 GiB of arenas need.
 
-use super::books::{Books, ROOT_AT, Words, present};
+use super::books::{Books, ROOT_AT, Words};
 use super::layout::{Arena, word};
 use crate::reader::Reader;
-use crate::source::Fault;
+use crate::source::{Fault, there};
 use std::ops::Range;
 
 /// Nodes of the middle level that are read, at most.
@@ -58,7 +58,7 @@ pub(super) fn arenas(
         if books.is_one {
             let root = books.used + ROOT_AT;
             let slot = root + 8 * levels.top_index(arena.address);
-            let middle = present(reader.u64(slot))?.unwrap_or(0);
+            let middle = there(reader.u64(slot))?.unwrap_or(0);
             if knows(reader, levels, middle, arena.address)? {
                 return collect(reader, levels, root).map(Some);
             }
@@ -87,11 +87,11 @@ fn knows(reader: &mut Reader<'_>, levels: Levels, middle: u64, address: u64) -> 
     if !is_node(reader.source(), middle) {
         return Ok(false);
     }
-    let leaf = present(reader.u64(middle.saturating_add(8 * levels.middle_index(address))))?.unwrap_or(0);
+    let leaf = there(reader.u64(middle.saturating_add(8 * levels.middle_index(address))))?.unwrap_or(0);
     if !is_node(reader.source(), leaf) {
         return Ok(false);
     }
-    let entry = present(reader.u32(leaf.saturating_add(8 * levels.leaf_index(address))))?.unwrap_or(0);
+    let entry = there(reader.u32(leaf.saturating_add(8 * levels.leaf_index(address))))?.unwrap_or(0);
     Ok(begin(entry) == Some(address & ((1 << ENTRY_BITS) - 1)))
 }
 
@@ -128,7 +128,7 @@ fn collect(reader: &mut Reader<'_>, levels: Levels, root: u64) -> Result<Vec<u64
 /// The words of a node that are not 0, with their indices; none where it cannot be read.
 fn nodes(reader: &mut Reader<'_>, range: Range<u64>) -> Result<Vec<(u64, u64)>, Fault> {
     let mut bytes = Vec::new();
-    let read = present(reader.copy(range, &mut bytes))?;
+    let read = there(reader.copy(range, &mut bytes))?;
     let count = if read.is_some() { bytes.len() / 8 } else { 0 };
     let words = (0..count).map(|index| (index as u64, word(&bytes, 8 * index)));
     Ok(words.filter(|(_, word)| *word != 0).collect())

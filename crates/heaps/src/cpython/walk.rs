@@ -11,12 +11,11 @@
 //! Invariants: a pool's figures come from its header alone (`ref.count`); the chain is followed to say which
 //! blocks are free and to find damage, never for more steps than the pool has blocks.
 
-use super::books::present;
 use super::layout::{Arena, Geometry, HEADER, Header, OBJECT, Object, word};
 use crate::account::Account;
 use crate::model::{Certainty, Corruption};
 use crate::reader::Reader;
-use crate::source::{Area, Fault, MemorySource, covered};
+use crate::source::{Area, Fault, MemorySource, covered, there};
 use ebbtide_observe::Bytes;
 use std::ops::Range;
 
@@ -174,11 +173,11 @@ impl<'s> Walk<'s> {
         self.reader.refresh();
         for (at, arena, before) in std::mem::take(&mut self.suspects) {
             let entry = self.array.saturating_add(u64::from(arena.index) * OBJECT);
-            let entry = present(self.reader.array::<{ OBJECT as usize }>(entry))?;
+            let entry = there(self.reader.array::<{ OBJECT as usize }>(entry))?;
             let entry = entry.and_then(|bytes| Object::parse(&bytes, arena.index, self.geometry));
             let stays =
                 matches!(entry, Some(Object::Arena(now)) if now.address == arena.address && at < now.unused);
-            let Some(now) = present(self.reader.bytes(at, self.geometry.pool as usize))? else { continue };
+            let Some(now) = there(self.reader.bytes(at, self.geometry.pool as usize))? else { continue };
             if stays
                 && now == before
                 && let Err(Odd::Damage(address, what)) = Pool::parse(now, at, arena.index, self.geometry)

@@ -9,7 +9,7 @@
 use super::layout::{Cache, FLAGS, HEADER, Key, Layout, PREV_IN_USE};
 use super::locate::word_at;
 use crate::reader::Reader;
-use crate::source::Fault;
+use crate::source::{Fault, there};
 use std::collections::{HashMap, HashSet};
 
 /// The most blocks that are looked at in all caches together.
@@ -195,9 +195,5 @@ fn entry(
 
 /// The word at `at`, where one can be read.
 fn word(reader: &mut Reader<'_>, at: u64) -> Result<Option<u64>, Fault> {
-    match reader.u64(at) {
-        Ok(word) => Ok(Some(word)),
-        Err(Fault::Swapped(_) | Fault::Unmapped(_)) => Ok(None),
-        Err(fault) => Err(fault),
-    }
+    there(reader.u64(at))
 }

@@ -29,6 +29,7 @@ mod walk;
 use crate::account::{Account, RANGES_MOST};
 use crate::model::{Arena, Figures, HUGE_MOST, Heap, Kind, SizeClass};
 use crate::now::Now;
+use crate::ranges::merged;
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
 use arena::{Broken, Confirmed, Parameters, Span, State};
@@ -38,7 +39,6 @@ use layout::Layout;
 use locate::{Claim, Libc, Located};
 use main_arena::Main;
 use marks::Marks;
-use std::collections::BTreeMap;
 use std::ops::Range;
 pub use tops::{Arenas, Top};
 use walk::{Walk, Whose};
@@ -356,24 +356,9 @@ impl<'s> Look<'s> {
     fn heap(self) -> Heap {
         let mut heap = Heap::new(Kind::Glibc);
         heap.version = Some(self.layout.version());
-        let mut figures = Figures::default();
-        let mut histogram: BTreeMap<Bytes, SizeClass> = BTreeMap::new();
         for (arena, classes) in self.parts {
-            figures += arena.figures;
-            for class in classes {
-                let sum = histogram
-                    .entry(class.up_to)
-                    .or_insert(SizeClass { up_to: class.up_to, ..Default::default() });
-                sum.live_count += class.live_count;
-                sum.live += class.live;
-                sum.free_count += class.free_count;
-                sum.free += class.free;
-            }
-            heap.arenas.push(arena);
+            heap.enter(arena, classes);
         }
-        heap.figures = figures;
-        heap.histogram =
-            histogram.into_values().filter(|class| class.live_count + class.free_count > 0).collect();
         heap.certainty = self.findings.certainty;
         heap.certainty.still = self.source.is_still();
         heap.corruptions = self.findings.corruptions;
@@ -403,17 +388,4 @@ fn not_live<'c>(figures: &mut Figures, classes: &'c mut [SizeClass], size: u64) 
     class.live -= Bytes(size);
     figures.live -= Bytes(size);
     Some(class)
-}
-
-/// `ranges` in order, those that touch or overlap as one.
-fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.sort_by_key(|range| range.start);
-    let mut merged: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for range in ranges.into_iter().filter(|range| range.start < range.end) {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
 }

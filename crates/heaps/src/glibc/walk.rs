@@ -14,7 +14,7 @@ use super::layout::{FLAGS, HEADER, Layout, MIN_CHUNK, MMAPPED, PREV_IN_USE};
 use super::marks::Marks;
 use crate::account::Account;
 use crate::reader::Reader;
-use crate::source::{Fault, MemorySource};
+use crate::source::{Fault, MemorySource, there};
 use ebbtide_observe::Bytes;
 use std::ops::Range;
 
@@ -201,11 +201,7 @@ impl<'s, 'a> Walk<'s, 'a> {
 
     /// The header of the chunk at `at`, where memory can be read.
     fn header(&mut self, at: u64) -> Result<Option<[u8; 16]>, Fault> {
-        match self.reader.array::<16>(at) {
-            Ok(header) => Ok(Some(header)),
-            Err(Fault::Swapped(_) | Fault::Unmapped(_)) => Ok(None),
-            Err(fault) => Err(fault),
-        }
+        there(self.reader.array::<16>(at))
     }
 
     /// The size of the chunk at `at` if it is one that ends at `end` or below, after one of `before` bytes.

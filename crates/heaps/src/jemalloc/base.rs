@@ -6,7 +6,7 @@
 
 use super::layout::{END, EXTENT_BYTES};
 use crate::reader::Reader;
-use crate::source::{Area, Fault, covered};
+use crate::source::{Area, Fault, covered, there};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -143,11 +143,7 @@ fn follow(reader: &mut Reader<'_>, block: Block) -> Result<Vec<Block>, Fault> {
 
 /// The number of the arena whose first block `block` is.
 fn arena_of(reader: &mut Reader<'_>, block: &Block) -> Result<Option<u32>, Fault> {
-    match reader.u32(block.start + BASE) {
-        Ok(number) => Ok((number < 0xfff).then_some(number)),
-        Err(Fault::Unmapped(_) | Fault::Swapped(_)) => Ok(None),
-        Err(fault) => Err(fault),
-    }
+    Ok(there(reader.u32(block.start + BASE))?.filter(|number| *number < 0xfff))
 }
 
 /// The block that begins at `start`, if one does.

@@ -8,7 +8,7 @@
 use super::base::Bases;
 use super::layout::{Classes, Layout};
 use crate::reader::Reader;
-use crate::source::{Area, Fault, MemorySource};
+use crate::source::{Area, Fault, MemorySource, there};
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -124,11 +124,7 @@ fn is_writable(source: &dyn MemorySource, address: u64) -> bool {
 
 /// A word, or `None` where there is none.
 fn word(reader: &mut Reader<'_>, address: u64) -> Result<Option<u64>, Fault> {
-    match reader.u64(address) {
-        Ok(word) => Ok(Some(word)),
-        Err(Fault::Unmapped(_) | Fault::Swapped(_)) => Ok(None),
-        Err(fault) => Err(fault),
-    }
+    there(reader.u64(address))
 }
 
 struct Look<'s, 'c> {

@@ -7,8 +7,6 @@ use super::layout::Segment;
 use super::scan::is_candidate;
 use crate::now::Now;
 use crate::source::{Area, Fault, MemorySource, PageState};
-use ebbtide_observe::Bytes;
-use ebbtide_observe::process::{Device, Perms};
 use std::ops::Range;
 
 /// Where a segment lies.
@@ -74,22 +72,11 @@ pub(super) fn with<'s>(source: &'s dyn MemorySource, segments: &[Segment]) -> No
         while at < segment.end() {
             let next = areas.get(index).map_or(u64::MAX, |area| area.range.start);
             if at < next {
-                areas.insert(index, new(at..next.min(segment.end())));
+                areas.insert(index, Area::anon(at..next.min(segment.end())));
             }
             at = areas[index].range.end;
             index += 1;
         }
     }
     Now { source, areas }
-}
-
-fn new(range: Range<u64>) -> Area {
-    Area {
-        range,
-        perms: Perms { read: true, write: true, exec: false, shared: false },
-        offset: Bytes::ZERO,
-        dev: Device { major: 0, minor: 0 },
-        inode: 0,
-        path: Vec::new(),
-    }
 }

@@ -36,8 +36,9 @@ mod walk;
 use crate::account::Account;
 use crate::model::{Arena, Collector, Corruption, Figures, HUGE_MOST, Heap, Kind, SizeClass};
 use crate::now::Now;
+use crate::ranges::merged;
 use crate::reader::Reader;
-use crate::source::{Fault, MemorySource};
+use crate::source::{Fault, MemorySource, there};
 use code::Code;
 use ebbtide_observe::Bytes;
 use grown::Place;
@@ -108,8 +109,7 @@ fn look_with(source: &dyn MemorySource, codes: &[Code], ranges: bool) -> Result<
             large.push(direct);
         }
     }
-    let mut assembly =
-        Assembly { source, codes, ranges, heap: Heap::new(Kind::LuaJit), classes: BTreeMap::new(), claims };
+    let mut assembly = Assembly { source, codes, ranges, heap: Heap::new(Kind::LuaJit), claims };
     assembly.heap.certainty.still = source.is_still();
     assembly.states(states, large)?;
     Ok(Vec::from_iter(assembly.close()))
@@ -121,11 +121,7 @@ fn is_direct(reader: &mut Reader<'_>, range: &Range<u64>) -> Result<bool, Fault>
         return Ok(false);
     }
     let foot = range.end - DIRECT_PAD;
-    let mut is = |address, wanted| match reader.u64(address) {
-        Ok(word) => Ok(word == wanted),
-        Err(Fault::Unmapped(_) | Fault::Swapped(_)) => Ok(false),
-        Err(fault) => Err(fault),
-    };
+    let mut is = |address, wanted| Ok::<_, Fault>(there(reader.u64(address))? == Some(wanted));
     Ok(is(foot + 8, layout::FENCE)? && is(foot + 16, 0)?)
 }
 
@@ -149,14 +145,7 @@ impl Claims {
 
     /// In order, neighbours as one.
     fn merged(self) -> Vec<Range<u64>> {
-        let mut merged: Vec<Range<u64>> = Vec::new();
-        for (start, end) in self.0 {
-            match merged.last_mut() {
-                Some(last) if last.end == start => last.end = end,
-                _ => merged.push(start..end),
-            }
-        }
-        merged
+        merged(self.0.into_iter().map(|(start, end)| start..end).collect())
     }
 }
 
@@ -181,7 +170,6 @@ struct Assembly<'a> {
     ranges: bool,
     claims: Claims,
     heap: Heap,
-    classes: BTreeMap<Bytes, SizeClass>,
 }
 
 impl Assembly<'_> {
@@ -343,22 +331,10 @@ impl Assembly<'_> {
         classes: Vec<SizeClass>,
         collector: Option<Collector>,
     ) {
-        self.heap.figures += figures;
-        for class in classes {
-            let sum = self
-                .classes
-                .entry(class.up_to)
-                .or_insert(SizeClass { up_to: class.up_to, ..SizeClass::default() });
-            sum.live_count += class.live_count;
-            sum.live += class.live;
-            sum.free_count += class.free_count;
-            sum.free += class.free;
-        }
-        self.heap.arenas.push(Arena { address, name, figures, collector });
+        self.heap.enter(Arena { address, name, figures, collector }, classes);
     }
 
     fn close(mut self) -> Option<Heap> {
-        self.heap.histogram = self.classes.into_values().collect();
         if let Some(ranges) = &mut self.heap.returnable_ranges {
             ranges.sort_unstable_by_key(|range| range.start);
         }

@@ -3,7 +3,7 @@
 use super::layout::{FENCE, IN_USE, PREV_IN_USE};
 use super::*;
 use crate::image::Image;
-use crate::source::{Area, PageState, ReadSeek, tests::anon};
+use crate::source::{Area, PageState, ReadSeek};
 use ebbtide_observe::process::Perms;
 use proptest::prelude::*;
 use std::cell::Cell;
@@ -108,10 +108,10 @@ impl Forge {
             perms: Perms { read: true, write: false, exec: true, shared: false },
             inode: 7,
             path: b"/lib/libluajit-5.1.so.2".to_vec(),
-            ..anon(0..0)
+            ..Area::anon(0..0)
         });
         Image::file(&mut image, b"/lib/libluajit-5.1.so.2", b"LuaJIT 2.x, LuaJIT 2.1.1700000000\0".to_vec());
-        image.map(anon(self.base..self.base + self.memory.len() as u64));
+        image.map(Area::anon(self.base..self.base + self.memory.len() as u64));
         image.put(self.base, self.memory);
         image
     }
@@ -337,7 +337,7 @@ fn pages_that_are_away() {
     let behind = forge.memory.split_off(40 << 12);
     let mut image = forge.image();
     image.put(BASE + (41 << 12), behind[1 << 12..].to_vec());
-    image.map(anon(BASE + (40 << 12)..BASE + (1 << 20)));
+    image.map(Area::anon(BASE + (40 << 12)..BASE + (1 << 20)));
     // Two mappings that the kernel did not merge, and a page that is absent in the midst of live blocks.
     let heap = one(&image);
     assert_eq!(heap.figures.mapped, Bytes(1 << 20));

@@ -3,9 +3,8 @@
 //! Invariant: what is called a segment has books whose every part is in its bounds, and a cookie that another
 //! witness bears out.
 
-use super::there;
 use crate::reader::Reader;
-use crate::source::Fault;
+use crate::source::{Fault, there};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 

@@ -36,12 +36,3 @@ fn look(source: &dyn MemorySource, ranges: bool) -> Result<Vec<Heap>, Fault> {
     }
     walk::walk(source, &segments, ranges).map(|heap| vec![heap])
 }
-
-/// What a part of memory that is not there, or is in swap, means: the walk goes on without.
-fn there<T>(read: Result<T, Fault>) -> Result<Option<T>, Fault> {
-    match read {
-        Ok(value) => Ok(Some(value)),
-        Err(Fault::Unmapped(_) | Fault::Swapped(_)) => Ok(None),
-        Err(fault) => Err(fault),
-    }
-}

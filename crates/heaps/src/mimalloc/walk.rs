@@ -1,11 +1,10 @@
 //! Over all segments: pages with their blocks, free spans, the books.
 
 use super::books::{SLICE, Segment, Slice, heaps};
-use super::there;
 use crate::account::Account;
 use crate::model::{Arena, Corruption, Heap, Kind};
 use crate::reader::Reader;
-use crate::source::{Fault, MemorySource};
+use crate::source::{Fault, MemorySource, there};
 use ebbtide_observe::Bytes;
 
 /// Blocks of pages up to this size do not begin where their slices do: 3 * MI_MAX_ALIGN_GUARANTEE behind.

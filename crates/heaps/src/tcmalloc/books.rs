@@ -5,9 +5,8 @@
 //! in both directions (size to class, class to size), an array of central lists numbered as these classes are, the
 //! page heap's 256 list heads between its two sets and its statistics, and a page map before them with a leaf.
 
-use super::there;
 use crate::reader::Reader;
-use crate::source::{Area, Fault};
+use crate::source::{Area, Fault, there};
 use memchr::memmem;
 use std::ops::Range;
 

@@ -3,9 +3,8 @@
 //! Invariant: a list is followed for no more links than its own book says that it has.
 
 use super::books::{Books, CENTRAL_BYTES, Class};
-use super::there;
 use crate::reader::Reader;
-use crate::source::{Fault, MemorySource};
+use crate::source::{Fault, MemorySource, there};
 use std::collections::BTreeSet;
 
 /// Bytes of a thread cache before its list links: 128 lists of 32 bytes.

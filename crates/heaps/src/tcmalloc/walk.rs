@@ -6,13 +6,12 @@
 
 use super::books::{Books, Class, LEAF_ENTRIES, PAGE, ROOT_ENTRIES, SPAN_BYTES};
 use super::lists::Lists;
-use super::there;
 use crate::account::Account;
 use crate::model::{Certainty, Corruption, Heap, Kind};
+use crate::ranges::{merged, without};
 use crate::reader::Reader;
 use crate::residency::Residency;
-use crate::source::{Area, Fault, MemorySource, covered};
-use crate::unknown::without;
+use crate::source::{Area, Fault, MemorySource, covered, there};
 use ebbtide_observe::Bytes;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -331,15 +330,7 @@ impl Walk<'_, '_> {
             parts.extend(ranges.iter().filter(inside).map(cut));
         }
         parts.retain(own);
-        parts.sort_unstable_by_key(|range| range.start);
-        let mut merged: Vec<Range<u64>> = Vec::new();
-        for part in parts {
-            match merged.last_mut().filter(|last| last.end >= part.start) {
-                Some(last) => last.end = last.end.max(part.end),
-                None => merged.push(part),
-            }
-        }
-        merged.iter().flat_map(|range| without(range.clone(), &self.claims)).collect()
+        merged(parts).into_iter().flat_map(|range| without(range, &self.claims)).collect()
     }
 
     fn finish(mut self) -> Result<Heap, Fault> {

@@ -9,8 +9,9 @@ mod runtimes;
 mod statics;
 
 use crate::model::{Extent, Figures, Heap, Kind};
+use crate::ranges::{append, merged, without};
 use crate::reader::Reader;
-use crate::source::{Area, Fault, MemorySource, PageState};
+use crate::source::{Area, Fault, MemorySource, PageState, there};
 use ebbtide_observe::hsperf::Jvm;
 use ebbtide_observe::process::Mapping;
 use ebbtide_observe::process::kind::{self, Classifier, Hints, Verdict};
@@ -63,12 +64,12 @@ pub(crate) struct Scene<'s> {
 impl Scene<'_> {
     /// The word at `address`; `None` where it cannot be read.
     fn word(&mut self, address: u64) -> Result<Option<u64>, Fault> {
-        readable(self.reader.u64(address))
+        there(self.reader.u64(address))
     }
 
     /// `N` words at `address`; `None` where they cannot be read.
     fn words<const N: usize>(&mut self, address: u64) -> Result<Option<[u64; N]>, Fault> {
-        let bytes = readable(self.reader.bytes(address, 8 * N))?;
+        let bytes = there(self.reader.bytes(address, 8 * N))?;
         Ok(bytes.map(|bytes| {
             std::array::from_fn(|i| bytes[8 * i..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word)))
         }))
@@ -81,15 +82,6 @@ impl Scene<'_> {
             let name = area.path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
             name.windows(part.len()).any(|window| window == part)
         })
-    }
-}
-
-/// What is not there, or in swap, is no witness.
-fn readable<T>(read: Result<T, Fault>) -> Result<Option<T>, Fault> {
-    match read {
-        Ok(read) => Ok(Some(read)),
-        Err(Fault::Unmapped(_) | Fault::Swapped(_)) => Ok(None),
-        Err(fault) => Err(fault),
     }
 }
 
@@ -114,7 +106,7 @@ pub(crate) fn rest(source: &dyn MemorySource, claims: &[Range<u64>], around: &Ar
     }
     let mut scene = Scene { source, reader: Reader::new(source), around };
     for &(name, recognise) in RUNTIMES {
-        let found = in_order(recognise(&mut scene, &unnamed)?);
+        let found = merged(recognise(&mut scene, &unnamed)?);
         for range in &found {
             sums.entry(name.to_owned()).or_default().add(source, range.clone())?;
         }
@@ -224,44 +216,6 @@ fn kinds<'a>(areas: &'a [Area], around: &Around) -> Vec<(&'a Area, kind::Kind)> 
     }
     classifier.finish(&mut tell);
     kinds
-}
-
-/// Adds `range` to `ranges`, to the last one where they touch: the kernel keeps neighbours apart that differ in
-/// nothing a program knows of.
-fn append(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
-    match ranges.last_mut() {
-        Some(last) if last.end == range.start => last.end = range.end,
-        _ => ranges.push(range),
-    }
-}
-
-/// `ranges` in the order of addresses, without overlaps.
-pub(crate) fn in_order(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.sort_by_key(|range| range.start);
-    let mut merged: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for range in ranges.into_iter().filter(|range| range.start < range.end) {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
-}
-
-/// The parts of `range` that none of `claims`, in order and without overlaps, takes.
-pub(crate) fn without(range: Range<u64>, claims: &[Range<u64>]) -> Vec<Range<u64>> {
-    let (mut rest, mut at) = (Vec::new(), range.start);
-    let first = claims.partition_point(|claim| claim.end <= range.start);
-    for claim in claims[first..].iter().take_while(|claim| claim.start < range.end) {
-        if claim.start > at {
-            rest.push(at..claim.start);
-        }
-        at = claim.end;
-    }
-    if at < range.end {
-        rest.push(at..range.end);
-    }
-    rest
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Static data that begins as zeroes (.bss): anonymous memory right above a file's writable mapping, as far as the
 //! file itself says it goes. What was mapped next to it later may be one mapping with it.
 
-use super::{Scene, readable};
-use crate::source::{Area, Fault};
+use super::Scene;
+use crate::source::{Area, Fault, there};
 use object::LittleEndian;
 use object::elf::{FileHeader64, PT_LOAD};
 use object::read::ReadCache;
@@ -24,7 +24,7 @@ pub(super) fn find(scene: &mut Scene, ranges: &[Range<u64>]) -> Result<Vec<Range
         }
         let at = ranges.partition_point(|range| range.end <= next.range.start);
         let Some(range) = ranges.get(at).filter(|range| range.start == next.range.start) else { continue };
-        if let Some(end) = readable(end_of(scene, data))?.flatten()
+        if let Some(end) = there(end_of(scene, data))?.flatten()
             && end > range.start
         {
             found.push(range.start..end.min(range.end));

@@ -70,7 +70,7 @@ fn named(image: &Image, claims: &[Range<u64>], around: &Around) -> Vec<(String, 
 #[test]
 fn what_is_left_of_a_range() {
     let left = |claims: &[Range<u64>]| -> Vec<(u64, u64)> {
-        without(10..20, &in_order(claims.to_vec())).iter().map(|rest| (rest.start, rest.end)).collect()
+        without(10..20, &merged(claims.to_vec())).iter().map(|rest| (rest.start, rest.end)).collect()
     };
     assert_eq!(left(&[]), [(10, 20)]);
     assert_eq!(left(&[18..30, 11..14, 0..5, 8..12]), [(14, 18)]);
