@@ -45,7 +45,7 @@ function states.collected()
   return kept
 end
 
--- A table without bound, and a cache with one, both filled all the while.
+-- A table without bound, beside a cache that is full by then; or a cache that fills while watched.
 local function work(leaks)
   local leaked, cache, at = {}, {}, 0
   for step = 1, 2000 do
@@ -54,7 +54,7 @@ local function work(leaks)
       cache[at] = { id = step, text = string.rep("x", 200) .. at }
       if leaks then leaked[#leaked + 1] = { id = step, text = string.rep("y", 300) .. #leaked } end
     end
-    if step == 20 then ready() end
+    if step == (leaks and 160 or 20) then ready() end
     ffi.C.usleep(20000)
   end
   rest()

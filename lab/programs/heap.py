@@ -43,14 +43,14 @@ def emptied():
 
 
 def work(leaks):
-    """A list without bound, if it leaks, and a cache with a bound, both filled all the while."""
+    """A list without bound, if it leaks, beside a cache that is full by then; or a cache that fills while watched."""
     leaked, cache = [], {}
     for step in range(2000):
         for n in range(250):
             cache[(step * 250 + n) % 40000] = ["%d" % step, "x" * 200 + str(n)]
             if leaks:
                 leaked.append(["%d" % step, "y" * 300 + str(n)])
-        if step == 20:
+        if step == (160 if leaks else 20):
             ready()
         time.sleep(0.02)
     rest()

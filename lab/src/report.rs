@@ -26,7 +26,10 @@ pub fn line(played: &Played) -> String {
             let named = answer.named.as_deref().unwrap_or(NONE);
             let bytes =
                 format!("{} / {}", answer.bytes, true_bytes(played).map_or("-".into(), |b| b.to_string()));
-            let mut why = if wrongs.is_empty() { String::new() } else { format!("  {}", wrongs.join("; ")) };
+            let mut why = match wrongs.as_slice() {
+                [] => String::new(),
+                wrongs => format!("  {}: {}", wrongs.join("; "), answer.text),
+            };
             if let Some(first) = &played.first {
                 why.push_str(&format!("  (second attempt; at the first: {first})"));
             }
