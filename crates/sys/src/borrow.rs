@@ -47,6 +47,8 @@ pub enum BorrowError {
     NoRoom,
     /// The call takes longer than was allowed; it goes on, and the thread takes itself back.
     Late,
+    /// A signal came meanwhile, and it is at its handler: no further call can be made.
+    Signalled,
     /// The function ran into a fault, of this signal; the thread was put back all the same.
     Faulted(i32),
     /// Anything else.
@@ -64,6 +66,7 @@ impl fmt::Display for BorrowError {
             BorrowError::Unsupported => f.write_str("calls inside other processes are known for x86_64 only"),
             BorrowError::NoRoom => f.write_str("the thread's stack has no room for a call"),
             BorrowError::Late => f.write_str("the call takes too long and goes on by itself"),
+            BorrowError::Signalled => f.write_str("a signal came to the thread meanwhile"),
             BorrowError::Faulted(signal) => write!(f, "the call ended in signal {signal}"),
             BorrowError::Os(errno) => write!(f, "ptrace: {errno}"),
         }

@@ -20,7 +20,7 @@ impl<'t> Borrowed<'t> {
     }
 
     /// Calls a function.
-    pub fn call(&mut self, _: u64, _: [u64; 6], _: Duration) -> Result<Vec<(u64, i64)>, BorrowError> {
+    pub fn call(&mut self, _: u64, _: [u64; 6], _: Duration) -> Result<(), BorrowError> {
         match self.never {}
     }
 

@@ -2,6 +2,7 @@
 //! `tid`, while that stands still.
 
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 /// NT_X86_XSTATE, NT_X86_SHSTK (linux/elf.h).
 const XSTATE: libc::c_int = 0x202;
@@ -95,6 +96,14 @@ pub(super) fn plain(request: libc::c_uint, tid: u32, data: libc::c_int) -> Resul
     unsafe {
         ptrace(request, tid, std::ptr::null_mut(), data as usize as *mut libc::c_void)
     }
+}
+
+/// `tgkill(pid, tid, signal)`: for this thread only.
+pub(super) fn send(pid: Pid, tid: u32, signal: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: tgkill takes three numbers.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::syscall(libc::SYS_tgkill, pid.as_raw_pid(), tid as libc::pid_t, signal) };
+    if result == 0 { Ok(()) } else { Err(last()) }
 }
 
 /// `waitpid(tid, __WALL | WNOHANG)`: what has become of the thread, if there is something new.

@@ -3,7 +3,8 @@
 use super::BorrowError;
 use super::frame::{self, Frame};
 use super::requests::{
-    Registers, has_shadow_stack, mask, plain, registers, set_mask, set_registers, set_xstate, wait, xstate,
+    Registers, has_shadow_stack, mask, plain, registers, send, set_mask, set_registers, set_xstate, wait,
+    xstate,
 };
 use crate::freeze::Stopped;
 use crate::remote;
@@ -21,9 +22,10 @@ const RESTORER: u64 = 9;
 const CODE_64: u64 = 0x33;
 /// The direction flag, which functions want to be clear, and the trap flag.
 const DIRECTION_AND_TRAP: u64 = 0x500;
-/// What the kernel answers to a system call that it will restart: ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, and
-/// ERESTART_RESTARTBLOCK (linux/errno.h).
-const RESTART: [i64; 3] = [-512, -513, -514];
+/// What the kernel answers to a system call that it will restart (linux/errno.h): ERESTARTSYS and ERESTARTNOINTR; and
+/// those that end when a signal was handled, ERESTARTNOHAND and ERESTART_RESTARTBLOCK.
+const RESTART: [i64; 2] = [-512, -513];
+const RESTART_UNLESS_HANDLED: i64 = -514;
 const RESTART_WITH_BLOCK: i64 = -516;
 const EINTR: i64 = -4;
 /// The length of a `syscall` instruction.
@@ -32,6 +34,8 @@ const SYSCALL: u64 = 2;
 const NO_CALL: u64 = u64::MAX;
 /// SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSYS: the kernel forces them through a mask, and takes the handler away.
 const FAULTS: u64 = 1 << (4 - 1) | 1 << (5 - 1) | 1 << (7 - 1) | 1 << (8 - 1) | 1 << (11 - 1) | 1 << (31 - 1);
+/// Ignored unless somebody catches them (signal(7)), and rarely caught.
+const BELLS: [i32; 2] = [libc::SIGURG, libc::SIGWINCH];
 /// Room for what the function puts on the stack itself.
 const ROOM: u64 = 16 << 10;
 /// Room for what a system call reads.
@@ -54,8 +58,29 @@ pub struct Borrowed<'t> {
     xstate: Vec<u8>,
     frame: Frame,
     restorer: u64,
-    /// Whether it is away from where it stood.
-    is_away: bool,
+    whereabouts: Whereabouts,
+    /// Whether SIGSTOP came to it meanwhile, which no mask holds back.
+    stop_later: bool,
+}
+
+/// Where a borrowed thread is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whereabouts {
+    /// Where it stood.
+    Back,
+    /// In a call.
+    Away,
+    /// At a signal's handler: it has gone on by itself.
+    Gone,
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        if self.stop_later {
+            // It may have ended.
+            let _ = send(self.pid, self.tid, libc::SIGSTOP);
+        }
+    }
 }
 
 impl<'t> Borrowed<'t> {
@@ -83,7 +108,19 @@ impl<'t> Borrowed<'t> {
         plain(libc::PTRACE_SETOPTIONS, tid, libc::PTRACE_O_TRACESYSGOOD)?;
         let pid = i32::try_from(stopped.pid()).ok().and_then(Pid::from_raw).ok_or(BorrowError::Ended)?;
         remote::write(pid, frame.at, &frame.bytes).map_err(|error| BorrowError::from(Errno::from(error)))?;
-        Ok(Borrowed { stopped: PhantomData, pid, tid, saved, mask, xstate, frame, restorer, is_away: false })
+        let (whereabouts, stop_later) = (Whereabouts::Back, false);
+        Ok(Borrowed {
+            stopped: PhantomData,
+            pid,
+            tid,
+            saved,
+            mask,
+            xstate,
+            frame,
+            restorer,
+            whereabouts,
+            stop_later,
+        })
     }
 
     /// Where it stood: its instruction and stack pointers.
@@ -91,18 +128,17 @@ impl<'t> Borrowed<'t> {
         (self.saved.rip, self.saved.rsp)
     }
 
-    /// Calls the function at `function`, and waits until it has returned, but no longer than `patience`. The system
-    /// calls that it made, in their order: number and result.
+    /// Calls the function at `function`, and waits until it has returned, but no longer than `patience`.
     ///
-    /// On [`BorrowError::Late`] the thread is let go within the call and takes itself back.
-    pub fn call(
-        &mut self,
-        function: u64,
-        args: [u64; 6],
-        patience: Duration,
-    ) -> Result<Vec<(u64, i64)>, BorrowError> {
+    /// It runs undisturbed where a signal that nobody sees can say that it has returned; else each of its system calls
+    /// is waited for (two stops of about 10 us). On [`BorrowError::Late`] the thread is let go within the call and takes
+    /// itself back.
+    pub fn call(&mut self, function: u64, args: [u64; 6], patience: Duration) -> Result<(), BorrowError> {
         self.leave(function, 0, args)?;
-        self.follow(patience)
+        match self.bell() {
+            Some(bell) => self.listen(bell, patience),
+            None => self.follow(patience).map(drop),
+        }
     }
 
     /// Makes one system call through `gate`: the address of a `syscall` instruction after which the function that it is
@@ -132,8 +168,10 @@ impl<'t> Borrowed<'t> {
 
     /// Sends the thread to `function`. From here on it comes back by itself.
     fn leave(&mut self, function: u64, rax: u64, args: [u64; 6]) -> Result<(), BorrowError> {
-        if self.is_away {
-            return Err(BorrowError::Late);
+        match self.whereabouts {
+            Whereabouts::Back => {}
+            Whereabouts::Away => return Err(BorrowError::Late),
+            Whereabouts::Gone => return Err(BorrowError::Signalled),
         }
         let [rdi, rsi, rdx, fourth, r8, r9] = args;
         let registers = Registers {
@@ -153,9 +191,53 @@ impl<'t> Borrowed<'t> {
             ..self.saved
         };
         set_registers(self.tid, &registers)?;
-        self.is_away = true;
+        self.whereabouts = Whereabouts::Away;
         // After the registers: the frame gives the mask back.
         Ok(set_mask(self.tid, !FAULTS)?)
+    }
+
+    /// Has a signal wait for the thread until it has taken itself back, which unblocks it: one that it would get, and
+    /// that is ignored, so that nothing comes of it if this tracer is gone by then. None for a thread whose system call
+    /// only the kernel can restart: taking itself back, it would lose the rest of its time-out.
+    fn bell(&self) -> Option<i32> {
+        if self.saved.rax as i64 == RESTART_WITH_BLOCK {
+            return None;
+        }
+        let seen = self.mask | caught(self.pid)?;
+        let bell = BELLS.into_iter().find(|bell| seen >> (bell - 1) & 1 == 0)?;
+        send(self.pid, self.tid, bell).ok().map(|()| bell)
+    }
+
+    /// Waits until the thread has taken itself back, which `bell` says.
+    fn listen(&mut self, bell: i32, patience: Duration) -> Result<(), BorrowError> {
+        let deadline = Instant::now() + patience;
+        let mut hand_on = 0;
+        loop {
+            plain(libc::PTRACE_CONT, self.tid, hand_on)?;
+            let status = self.next(deadline)?;
+            let (signal, is_event) = (libc::WSTOPSIG(status), status >> 16 != 0);
+            hand_on = 0;
+            if is_event {
+                // The process is stopped by SIGSTOP: it stops as soon as it is let go.
+            } else if signal == libc::SIGSTOP {
+                self.stop_later = true;
+            } else if self.whereabouts == Whereabouts::Away && FAULTS >> (signal - 1) & 1 == 1 {
+                self.put_back()?;
+                return Err(BorrowError::Faulted(signal));
+            } else {
+                if self.whereabouts == Whereabouts::Away {
+                    // Before the kernel decides whether its system call is made again.
+                    set_registers(self.tid, &self.saved)?;
+                    self.whereabouts = Whereabouts::Back;
+                }
+                if signal == bell {
+                    return Ok(());
+                }
+                // It waited for the end of the call, as the bell did.
+                hand_on = signal;
+                self.whereabouts = Whereabouts::Gone;
+            }
+        }
     }
 
     /// Follows the thread until it is about to take itself back, and puts it where it stood.
@@ -176,11 +258,14 @@ impl<'t> Borrowed<'t> {
                     None => entered = Some(now.orig_rax),
                     Some(number) => calls.push((number, now.rax as i64)),
                 }
-            } else if FAULTS >> (signal - 1) & 1 == 1 && status >> 16 == 0 {
+            } else if status >> 16 != 0 {
+                // The process is stopped by SIGSTOP: it stops as soon as it is let go.
+            } else if FAULTS >> (signal - 1) & 1 == 1 {
                 self.put_back()?;
                 return Err(BorrowError::Faulted(signal));
+            } else {
+                self.stop_later |= signal == libc::SIGSTOP;
             }
-            // Else SIGSTOP came: it stops as soon as it is let go.
         }
     }
 
@@ -201,7 +286,7 @@ impl<'t> Borrowed<'t> {
             }
         }
         set_registers(self.tid, &self.saved)?;
-        self.is_away = false;
+        self.whereabouts = Whereabouts::Back;
         Ok(())
     }
 
@@ -224,15 +309,25 @@ impl<'t> Borrowed<'t> {
     }
 }
 
+/// The signals that process `pid` catches.
+fn caught(pid: Pid) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid())).ok()?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
+    u64::from_str_radix(mask.trim(), 16).ok()
+}
+
 /// Where a thread in a system call goes on when nobody puts it back exactly: it makes the call again, or finds it
-/// interrupted. What restart_syscall(2) would need is lost by then.
+/// interrupted. What restart_syscall(2) would need is lost by then, and one that waits for a signal shall not go on
+/// waiting when that came meanwhile.
 fn resumed(saved: &Registers) -> Registers {
     let is_in_call = saved.orig_rax as i64 >= 0;
     match saved.rax as i64 {
         code if is_in_call && RESTART.contains(&code) => {
             Registers { rip: saved.rip - SYSCALL, rax: saved.orig_rax, ..*saved }
         }
-        RESTART_WITH_BLOCK if is_in_call => Registers { rax: EINTR as u64, ..*saved },
+        RESTART_UNLESS_HANDLED | RESTART_WITH_BLOCK if is_in_call => {
+            Registers { rax: EINTR as u64, ..*saved }
+        }
         _ => *saved,
     }
 }
