@@ -7,11 +7,11 @@
 //! slower minute of the machine meets all. Invariant: the servers end with this program.
 
 use anyhow::{Context, Result, ensure};
+use ebbtide_testkit::Redis;
 use rustix::io::Errno;
 use rustix::thread::{CpuSet, sched_setaffinity};
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -52,19 +52,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     pin(0)?;
     let mut kept = true;
     for (name, preload) in MALLOCS {
-        let servers = [Server::start(preload)?, Server::start(preload)?];
+        let servers = [start(preload)?, start(preload)?];
         for server in &servers {
-            server.benchmark(&["-t", "set", "-P", "16"], args.keys, args.keys)?;
+            benchmark(server, &["-t", "set", "-P", "16"], args.keys, args.keys)?;
         }
         let [server, twin] = &servers;
-        let measure = || server.benchmark(&["-t", "set,get"], args.keys, args.requests);
+        let measure = || benchmark(server, &["-t", "set,get"], args.keys, args.requests);
         let (mut alone, mut beside, mut looked_at, mut looks) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for _ in 0..args.rounds {
             alone.push(measure()?);
-            let looking = Looking::start(&args.ebb, twin.child.id());
+            let looking = Looking::start(&args.ebb, twin.pid());
             beside.push(measure()?);
             looking.stop()?;
-            let looking = Looking::start(&args.ebb, server.child.id());
+            let looking = Looking::start(&args.ebb, server.pid());
             looked_at.push(measure()?);
             looks += looking.stop()?;
         }
@@ -94,54 +94,26 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// A Redis on a socket in a directory of its own.
-struct Server {
-    child: Child,
-    dir: tempfile::TempDir,
+/// A Redis on jemalloc, or with this library before it.
+fn start(preload: Option<&str>) -> Result<Redis> {
+    let environment: Vec<_> = preload.map(|library| ("LD_PRELOAD", library)).into_iter().collect();
+    Redis::start(&[], &environment).context("no redis-server")
 }
 
-impl Server {
-    fn start(preload: Option<&str>) -> Result<Server> {
-        let dir = tempfile::tempdir()?;
-        let mut command = Command::new("redis-server");
-        command.args(["--port", "0", "--save", "", "--unixsocket"]).arg(dir.path().join("socket"));
-        command.arg("--dir").arg(dir.path()).stdin(Stdio::null()).stdout(Stdio::piped());
-        if let Some(library) = preload {
-            command.env("LD_PRELOAD", library);
-        }
-        let mut child = command.spawn().context("starting redis-server")?;
-        let stdout = child.stdout.take().context("its standard output")?;
-        let server = Server { child, dir };
-        let mut lines = BufReader::new(stdout).lines().map_while(std::io::Result::ok);
-        ensure!(lines.any(|line| line.contains("connections at")), "redis-server ended early");
-        // What it says later must find a reader.
-        thread::spawn(move || lines.for_each(drop));
-        Ok(server)
-    }
-
-    /// Requests per second: the harmonic mean of the kinds asked for.
-    fn benchmark(&self, options: &[&str], keys: u64, requests: u64) -> Result<f64> {
-        let mut command = Command::new("redis-benchmark");
-        command.arg("-s").arg(self.dir.path().join("socket")).args(options);
-        command.args(["-r", &keys.to_string(), "-n", &requests.to_string(), "-d", "200", "--csv"]);
-        let output = command.stderr(Stdio::inherit()).output().context("starting redis-benchmark")?;
-        ensure!(output.status.success(), "redis-benchmark: {}", output.status);
-        let text = String::from_utf8(output.stdout)?;
-        // "test","rps","avg_latency_ms",... and a line for each test.
-        let rates =
-            text.lines().skip(1).filter_map(|line| line.split(',').nth(1)?.trim_matches('"').parse().ok());
-        let rates: Vec<f64> = rates.collect();
-        ensure!(!rates.is_empty(), "redis-benchmark said {text:?}");
-        Ok(rates.len() as f64 / rates.iter().map(|rate| 1.0 / rate).sum::<f64>())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // An error says that it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Requests per second: the harmonic mean of the kinds asked for.
+fn benchmark(server: &Redis, options: &[&str], keys: u64, requests: u64) -> Result<f64> {
+    let mut command = Command::new("redis-benchmark");
+    command.arg("-s").arg(server.socket()).args(options);
+    command.args(["-r", &keys.to_string(), "-n", &requests.to_string(), "-d", "200", "--csv"]);
+    let output = command.stderr(Stdio::inherit()).output().context("starting redis-benchmark")?;
+    ensure!(output.status.success(), "redis-benchmark: {}", output.status);
+    let text = String::from_utf8(output.stdout)?;
+    // "test","rps","avg_latency_ms",... and a line for each test.
+    let rates =
+        text.lines().skip(1).filter_map(|line| line.split(',').nth(1)?.trim_matches('"').parse().ok());
+    let rates: Vec<f64> = rates.collect();
+    ensure!(!rates.is_empty(), "redis-benchmark said {text:?}");
+    Ok(rates.len() as f64 / rates.iter().map(|rate| 1.0 / rate).sum::<f64>())
 }
 
 /// `ebb heap`, again and again.

@@ -7,11 +7,11 @@
 
 use ebbtide_observe::host::{Meminfo, Sysctls};
 use ebbtide_observe::{Bytes, Root};
+use ebbtide_testkit::Redis;
 use rustix::process::{Resource, Rlimit, geteuid, getuid, setrlimit};
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -219,71 +219,11 @@ fn a_limit_of_a_cgroup_above() {
     }
 }
 
-/// A redis-server on a socket of its own.
-struct Redis {
-    server: Child,
-    stream: BufReader<UnixStream>,
-    _dir: tempfile::TempDir,
-}
-
-impl Redis {
-    fn start() -> Option<Redis> {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("redis.sock");
-        let mut command = Command::new("redis-server");
-        command
-            .args(["--port", "0", "--save", "", "--enable-debug-command", "local", "--unixsocket"])
-            .arg(&socket);
-        command.arg("--dir").arg(dir.path()).stdout(Stdio::piped());
-        let mut server = command.spawn().ok()?;
-        let mut log = BufReader::new(server.stdout.take().unwrap());
-        let mut line = String::new();
-        while !line.contains("ready to accept connections at") && !line.contains("The server is now ready") {
-            line.clear();
-            assert_ne!(log.read_line(&mut line).unwrap(), 0, "redis-server ended");
-        }
-        // Keeps the pipe from filling up; it ends with the server.
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        let stream = BufReader::new(UnixStream::connect(&socket).unwrap());
-        Some(Redis { server, stream, _dir: dir })
-    }
-
-    /// Sends a command and returns its simple, integer or bulk reply.
-    fn call(&mut self, command: &str) -> String {
-        writeln!(self.stream.get_mut(), "{command}\r").unwrap();
-        let mut line = String::new();
-        self.stream.read_line(&mut line).unwrap();
-        let line = line.trim_end();
-        assert!(!line.starts_with('-'), "{command}: {line}");
-        let Some(len) = line.strip_prefix('$').and_then(|len| len.parse::<usize>().ok()) else {
-            return line[1..].to_owned();
-        };
-        let mut bulk = vec![0; len + 2];
-        self.stream.read_exact(&mut bulk).unwrap();
-        String::from_utf8(bulk).unwrap()
-    }
-
-    fn info(&mut self, field: &str) -> i64 {
-        let info = self.call("INFO everything");
-        let line = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
-        line.trim().parse().unwrap()
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-    }
-}
-
 #[test]
 fn a_redis_server_that_saves_in_the_background() {
-    let Some(mut redis) = Redis::start() else {
-        return println!("skipped: redis: no redis-server (apt install redis-server)");
-    };
+    let Some(mut redis) = Redis::start(&[], &[]) else { return };
     redis.call("DEBUG POPULATE 200000 key 1000");
-    let pid = redis.server.id();
+    let pid = redis.pid();
     let quiet = predict(pid, &["--for", "200ms"]);
     assert_eq!(quiet["would_succeed"], true, "{quiet:#}");
     assert_eq!(quiet["live_forks"].as_array().unwrap().len(), 0);
@@ -312,12 +252,10 @@ fn a_redis_server_that_saves_in_the_background() {
 
 #[test]
 fn a_writers_rate_is_seen() {
-    let Some(mut redis) = Redis::start() else {
-        return println!("skipped: redis: no redis-server (apt install redis-server)");
-    };
+    let Some(mut redis) = Redis::start(&[], &[]) else { return };
     redis.call("DEBUG POPULATE 50000 key 1000");
-    let idle = predict(redis.server.id(), &["--for", "200ms"])["dirty_bytes_per_s"].as_u64().unwrap();
-    let pid = redis.server.id();
+    let idle = predict(redis.pid(), &["--for", "200ms"])["dirty_bytes_per_s"].as_u64().unwrap();
+    let pid = redis.pid();
     let watching = std::thread::spawn(move || predict(pid, &["--for", "1s"]));
     let mut n: u64 = 0;
     while !watching.is_finished() {

@@ -4,107 +4,47 @@ use super::{Build, SLACK, Shaped, anonymous, sound};
 use ebbtide_heaps::{Heap, Kind, Live, Look, jemalloc};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, Root};
-use ebbtide_testkit::child::Child;
+use ebbtide_testkit::{Child, Redis};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
-/// A redis-server on a socket of its own.
-struct Redis {
-    server: std::process::Child,
-    stream: BufReader<UnixStream>,
-    _dir: tempfile::TempDir,
+/// Its jemalloc, while it is stopped.
+fn jemalloc_of(redis: &Redis) -> Heap {
+    let pid = Pid::from_raw(redis.pid() as i32).unwrap();
+    rustix::process::kill_process(pid, Signal::STOP).unwrap();
+    rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).unwrap();
+    let process = Process::open(&Root::live().unwrap(), redis.pid()).unwrap();
+    let live = Live::new(&process, true).unwrap();
+    let heaps = jemalloc::find(&live).unwrap();
+    sound(&heaps[0], &live);
+    rustix::process::kill_process(pid, Signal::CONT).unwrap();
+    heaps.into_iter().next().unwrap()
 }
 
-impl Drop for Redis {
-    fn drop(&mut self) {
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-    }
-}
-
-impl Redis {
-    fn start() -> Option<Redis> {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("redis.sock");
-        let mut command = Command::new("redis-server");
-        command.args(["--port", "0", "--save", "", "--enable-debug-command", "local"]);
-        command
-            .args(["--jemalloc-bg-thread", "no", "--unixsocket"])
-            .arg(&socket)
-            .arg("--dir")
-            .arg(dir.path());
-        // Nothing is given back by itself.
-        command.env("MALLOC_CONF", "dirty_decay_ms:-1").stdout(Stdio::piped());
-        let mut server = command.spawn().ok()?;
-        let mut log = BufReader::new(server.stdout.take().unwrap());
-        let mut line = String::new();
-        while !line.contains("ready to accept connections at") && !line.contains("The server is now ready") {
-            line.clear();
-            assert_ne!(log.read_line(&mut line).unwrap(), 0, "redis-server ended");
-        }
-        // Keeps the pipe from filling up; it ends with the server.
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        let stream = BufReader::new(UnixStream::connect(&socket).unwrap());
-        Some(Redis { server, stream, _dir: dir })
-    }
-
-    /// Sends a command and returns its simple, integer or bulk reply.
-    fn call(&mut self, command: &str) -> String {
-        writeln!(self.stream.get_mut(), "{command}\r").unwrap();
-        let mut line = String::new();
-        self.stream.read_line(&mut line).unwrap();
-        let line = line.trim_end();
-        assert!(!line.starts_with('-'), "{command}: {line}");
-        let Some(len) = line.strip_prefix('$').and_then(|len| len.parse::<usize>().ok()) else {
-            return line[1..].to_owned();
-        };
-        let mut bulk = vec![0; len + 2];
-        self.stream.read_exact(&mut bulk).unwrap();
-        String::from_utf8(bulk).unwrap()
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_child(&self.server)
-    }
-
-    /// Its jemalloc, while it is stopped.
-    fn heap(&self) -> Heap {
-        rustix::process::kill_process(self.pid(), Signal::STOP).unwrap();
-        rustix::process::waitid(WaitId::Pid(self.pid()), WaitIdOptions::STOPPED).unwrap();
-        let process = Process::open(&Root::live().unwrap(), self.server.id()).unwrap();
-        let live = Live::new(&process, true).unwrap();
-        let heaps = jemalloc::find(&live).unwrap();
-        sound(&heaps[0], &live);
-        rustix::process::kill_process(self.pid(), Signal::CONT).unwrap();
-        heaps.into_iter().next().unwrap()
-    }
-
-    /// What its jemalloc says: allocated, active and mapped bytes, by "MEMORY MALLOC-STATS".
-    fn stats(&mut self) -> [Bytes; 3] {
-        let stats = self.call("MEMORY MALLOC-STATS");
-        let line = stats.lines().find_map(|line| line.strip_prefix("Allocated: ")).unwrap();
-        let number = |name: &str| -> Bytes {
-            let (_, rest) = line.split_once(name).unwrap();
-            Bytes(rest.trim_start_matches([':', ' ']).split([',', ' ']).next().unwrap().parse().unwrap())
-        };
-        let allocated = Bytes(line.split(',').next().unwrap().parse().unwrap());
-        [allocated, number("active"), number("mapped")]
-    }
+/// What its jemalloc says: allocated, active and mapped bytes, by "MEMORY MALLOC-STATS".
+fn stats(redis: &mut Redis) -> [Bytes; 3] {
+    let stats = redis.call("MEMORY MALLOC-STATS");
+    let line = stats.lines().find_map(|line| line.strip_prefix("Allocated: ")).unwrap();
+    let number = |name: &str| -> Bytes {
+        let (_, rest) = line.split_once(name).unwrap();
+        Bytes(rest.trim_start_matches([':', ' ']).split([',', ' ']).next().unwrap().parse().unwrap())
+    };
+    let allocated = Bytes(line.split(',').next().unwrap().parse().unwrap());
+    [allocated, number("active"), number("mapped")]
 }
 
 #[test]
 fn a_redis_server() {
-    let Some(mut redis) = Redis::start() else {
-        return println!("skipped: redis: no redis-server (apt install redis-server)");
-    };
+    // Nothing is given back by itself.
+    let options = ["--jemalloc-bg-thread", "no"];
+    let Some(mut redis) = Redis::start(&options, &[("MALLOC_CONF", "dirty_decay_ms:-1")]) else { return };
     if !redis.call("INFO memory").contains("mem_allocator:jemalloc-5") {
         return println!("skipped: redis: built without jemalloc 5");
     }
     redis.call("DEBUG POPULATE 100000 key 700");
-    let [allocated, active, mapped] = redis.stats();
-    let heap = redis.heap();
+    let [allocated, active, mapped] = stats(&mut redis);
+    let heap = jemalloc_of(&redis);
     let figures = heap.figures;
     println!("{allocated} allocated, {active} active, {mapped} mapped; {figures:?}");
     // Between the two it serves its connection and its clock.
@@ -115,9 +55,9 @@ fn a_redis_server() {
 
     // FLUSHALL would purge by itself.
     redis.call("EVAL \"for i = 0, 99999 do redis.call('DEL', 'key:' .. i) end\" 0");
-    let (said, before) = (redis.heap().figures.returnable_by_trim.unwrap(), anonymous(redis.server.id()));
+    let (said, before) = (jemalloc_of(&redis).figures.returnable_by_trim.unwrap(), anonymous(redis.pid()));
     redis.call("MEMORY PURGE");
-    let given = before - anonymous(redis.server.id());
+    let given = before - anonymous(redis.pid());
     println!("{given} given back, {said} foreseen");
     assert!(said > Bytes(50 << 20), "{said}");
     let off = Bytes(said.0.abs_diff(given.0));
