@@ -3,33 +3,15 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
+use common::{SLACK, build, give_back};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, Root};
-use ebbtide_reclaim::Report;
 use ebbtide_reclaim::process::{Options, ReclaimError, reclaim};
 use ebbtide_testkit::{Child, Nginx};
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-
-/// What prediction and result may differ by: 2%, or this.
-const SLACK: Bytes = Bytes(256 << 10);
-
-fn give_back(pid: u32) -> Report {
-    let process = Process::open(&Root::live().unwrap(), pid).unwrap();
-    reclaim(&process, &Options::default()).unwrap()
-}
-
-/// Builds the C program at `source`, from this crate's directory.
-fn build(source: &str) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-    let name = format!("reclaimed-{}", source.file_stem().unwrap().to_string_lossy());
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let mut gcc = Command::new("gcc");
-    gcc.args(["-O1", "-Wno-deprecated-declarations", "-fno-builtin", "-pthread", "-o"]);
-    assert!(gcc.arg(&program).arg(source).status().unwrap().success());
-    program
-}
 
 const SHAPES: [&str; 18] = [
     "below-a-pin",

@@ -1,6 +1,7 @@
 //! Has a thread at rest call a function of the program's own allocator, while all others run on.
 
 use super::code::{self, Code};
+use super::levers::Function;
 use super::rest::{Resting, Scene};
 use super::{Done, Options};
 use ebbtide_heaps::Live;
@@ -8,13 +9,6 @@ use ebbtide_observe::process::Process;
 use ebbtide_sys::borrow::{BorrowError, Borrowed};
 use ebbtide_sys::freeze;
 use std::time::{Duration, Instant};
-
-/// A function to call.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Function {
-    pub(super) name: &'static str,
-    pub(super) args: [u64; 6],
-}
 
 /// The call itself may take so long; then it is left to end by itself. malloc_trim goes through 1 GB in 30 ms.
 const CALL_MOST: Duration = Duration::from_secs(2);
@@ -24,8 +18,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// Calls `function` in `process`.
 pub(super) fn call(process: &Process, code: &Code, options: &Options, function: &Function) -> Done {
     let mut done = Done::default();
-    let Some(address) = code::function(process, function.name) else {
-        done.short = Some(format!("{} is not exported by its C library", function.name));
+    let Some(address) = code::function(process, function) else {
+        done.short = Some(format!("no file of it has {} among its symbols", function.names[0]));
         return done;
     };
     let began = Instant::now();
@@ -63,7 +57,11 @@ fn attempt(
         let resting = same.ok_or("no thread of it stays at rest")?;
         let borrowed = Borrowed::borrow(stopped, resting.tid, code.restorer, resting.stack);
         let mut borrowed = borrowed.map_err(|e| e.to_string())?;
-        Ok(borrowed.call(address, function.args, CALL_MOST))
+        let mut args = function.args;
+        if let Some(text) = function.text {
+            args[0] = borrowed.text(text).map_err(|e| e.to_string())?;
+        }
+        Ok(borrowed.call(address, args, CALL_MOST))
     };
     let (called, stop) =
         freeze::one_stopped(process.pid(), candidate.tid, body).map_err(|e| e.to_string())?;
@@ -74,8 +72,10 @@ fn attempt(
         Ok(Err(error)) => {
             // The call was begun: it is not made twice.
             let why = match error {
-                BorrowError::Late => format!("{} takes longer than {CALL_MOST:?} and goes on", function.name),
-                other => format!("{}: {other}", function.name),
+                BorrowError::Late => {
+                    format!("{} takes longer than {CALL_MOST:?} and goes on", function.names[0])
+                }
+                other => format!("{}: {other}", function.names[0]),
             };
             done.short = Some(why.clone());
             Err(why)

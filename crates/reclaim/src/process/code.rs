@@ -4,13 +4,13 @@
 //! The first two are found by their bytes in glibc's code, or, where none is mapped, in that of the program itself, which
 //! may have glibc in it. No other file is read: to read code is to bring it into the target's memory.
 
+use super::levers::Function;
 use ebbtide_heaps::{Area, Live, MemorySource};
 use ebbtide_observe::ReadError;
 use ebbtide_observe::process::Process;
-use object::read::elf::{ElfFile64, ElfSymbol64};
-use object::{LittleEndian, Object, ObjectSegment, ObjectSymbol, SymbolKind};
+use object::read::elf::ElfFile64;
+use object::{LittleEndian, Object, ObjectSegment, ObjectSymbol, ReadCache, ReadCacheOps, SymbolKind};
 use rustix::process::Pid;
-use std::io::Read;
 use std::ops::Range;
 
 /// `mov $15, %rax; syscall`: glibc's __restore_rt.
@@ -19,7 +19,6 @@ const RESTORER: &[u8] = &[0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05];
 const GATE: &[u8] = &[0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0x73, 0x01, 0xc3];
 /// No library is larger; what follows is not searched.
 const CODE_MOST: u64 = 64 << 20;
-const FILE_MOST: u64 = 256 << 20;
 
 /// What was found in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,14 +57,13 @@ fn content(pid: u32, range: &Range<u64>) -> Vec<u8> {
     bytes
 }
 
-/// The address of the function `name`, which the file that is also glibc's exports.
-pub(super) fn function(process: &Process, name: &str) -> Option<u64> {
+/// The address of `function`, in the first file mapped that defines it and what it must have beside it.
+pub(super) fn function(process: &Process, function: &Function) -> Option<u64> {
     let source = Live::new(process, false).ok()?;
-    let files = source.areas().iter().filter(|area| area.offset.0 == 0 && area.path.starts_with(b"/"));
-    files.filter(|area| is_libc(&area.path)).find_map(|area| {
-        let mut content = Vec::new();
-        source.file(area).ok()?.take(FILE_MOST).read_to_end(&mut content).ok()?;
-        let (value, bias) = symbol(&content, name)?;
+    let mut files = source.areas().iter().filter(|area| area.offset.0 == 0 && area.path.starts_with(b"/"));
+    files.find_map(|area| {
+        let cache = ReadCache::new(source.file(area).ok()?);
+        let (value, bias) = symbol(&cache, function)?;
         Some(area.range.start.wrapping_sub(bias).wrapping_add(value))
     })
 }
@@ -77,12 +75,19 @@ fn is_libc(path: &[u8]) -> bool {
 }
 
 /// Where a function is in the file, and the address that the file's first byte is linked to.
-fn symbol(content: &[u8], name: &str) -> Option<(u64, u64)> {
-    let file = ElfFile64::<LittleEndian>::parse(content).ok()?;
-    let named = |symbol: &ElfSymbol64<'_, '_, LittleEndian>| {
-        symbol.is_definition() && symbol.kind() == SymbolKind::Text && symbol.name() == Ok(name)
-    };
-    let found = file.dynamic_symbols().find(named)?;
+fn symbol<R: ReadCacheOps>(content: &ReadCache<R>, function: &Function) -> Option<(u64, u64)> {
+    let file = ElfFile64::<LittleEndian, _>::parse(content).ok()?;
+    let (mut found, mut beside) = (None, function.beside.is_empty());
+    for symbol in file.dynamic_symbols().chain(file.symbols()) {
+        let Ok(name) = symbol.name() else { continue };
+        if !symbol.is_definition() {
+            continue;
+        }
+        beside |= name == function.beside;
+        if symbol.kind() == SymbolKind::Text && function.names.contains(&name) {
+            found = found.or(Some(symbol.address()));
+        }
+    }
     let first = file.segments().next()?;
-    Some((found.address(), first.address().wrapping_sub(first.file_range().0)))
+    Some((found.filter(|_| beside)?, first.address().wrapping_sub(first.file_range().0)))
 }

@@ -10,15 +10,16 @@
 
 mod call;
 mod code;
+mod levers;
 mod pages;
 mod rest;
 
 use crate::report::{Lever, Report};
-use call::Function;
 use code::Code;
-use ebbtide_heaps::{Heap, Kind, Look, LookError, glibc, luajit};
+use ebbtide_heaps::{Look, LookError, glibc, luajit};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, ReadError};
+use levers::Way;
 use std::time::{Duration, Instant};
 
 /// How to go about it.
@@ -68,19 +69,20 @@ pub fn reclaim(process: &Process, options: &Options) -> Result<Report, ReclaimEr
         let why = "it is a Go program: goroutines run on small pieces of its heap, where no call can be made";
         return Err(ReclaimError::Forbidden(why.to_owned()));
     }
-    for heap in look.known().filter(|heap| heap.figures.returnable > Bytes::ZERO) {
-        plan(heap, &mut report);
-    }
-    report.predicted = report.levers.iter().map(|lever| lever.predicted).sum();
-    if !options.dry_run && !report.levers.is_empty() {
+    let heaps = look.known().filter(|heap| heap.figures.returnable > Bytes::ZERO);
+    let mut plan: Vec<(Lever, Way)> = heaps.flat_map(|heap| levers::plan(heap, &mut report)).collect();
+    report.predicted = plan.iter().map(|(lever, _)| lever.predicted).sum();
+    if !options.dry_run && !plan.is_empty() {
         let code = allowed(process)?;
-        let before = resident(process)?;
-        for lever in &mut report.levers {
-            apply(process, &code, options, lever)?;
-            report.longest_stop = report.longest_stop.max(lever.longest_stop);
+        let before = anonymous(process)?;
+        let mut resident = before;
+        for step in &mut plan {
+            apply(process, &code, options, step, &mut resident)?;
+            report.longest_stop = report.longest_stop.max(step.0.longest_stop);
         }
-        report.returned = Some(before - resident(process)?);
+        report.returned = Some(before - resident);
     }
+    report.levers = plan.into_iter().map(|(lever, _)| lever).collect();
     report.elapsed = began.elapsed();
     Ok(report)
 }
@@ -98,55 +100,29 @@ fn allowed(process: &Process) -> Result<Code, ReclaimError> {
     Code::find(process)?.ok_or_else(missing)
 }
 
-const TRIM: &str = "malloc-trim";
-const TOPS: &str = "arena-tops";
-const LUA: &str = "lua-pages";
-
-/// The levers for one heap.
-fn plan(heap: &Heap, report: &mut Report) {
-    if !heap.corruptions.is_empty() {
-        report.notes.push(format!("{}: it looks damaged, and is left alone", heap.kind));
-        return;
-    }
-    let returnable = heap.figures.returnable;
-    match heap.kind {
-        Kind::Glibc => {
-            let by_trim = heap.figures.returnable_by_trim.unwrap_or_default();
-            if by_trim > Bytes::ZERO {
-                let cost =
-                    "each arena is locked while it is gone through: 7 to 11 ms for 300 MB (glibc 2.36)";
-                report.levers.push(Lever::planned(TRIM, "glibc's free chunks".to_owned(), by_trim, cost));
-            }
-            let tops = returnable - by_trim;
-            if tops > Bytes::ZERO {
-                let cost = "all threads stop for a moment, as often as it takes";
-                let on = "the tops of glibc's thread arenas".to_owned();
-                report.levers.push(Lever::planned(TOPS, on, tops, cost));
-            }
-        }
-        Kind::LuaJit => {
-            let cost = "all threads stop for a moment, as often as it takes";
-            report.levers.push(Lever::planned(LUA, "lj_alloc's free chunks".to_owned(), returnable, cost));
-        }
-        kind => report.notes.push(format!("{kind}: {returnable} could be given back; no lever for it yet")),
-    }
-}
-
-fn apply(process: &Process, code: &Code, options: &Options, lever: &mut Lever) -> Result<(), ReclaimError> {
-    let before = resident(process)?;
-    let done = match lever.id {
-        TRIM => call::call(process, code, options, &Function { name: "malloc_trim", args: [0; 6] }),
-        TOPS => {
+/// Applies `lever`; `resident` is what the process has now, and is kept up.
+fn apply(
+    process: &Process,
+    code: &Code,
+    options: &Options,
+    (lever, way): &mut (Lever, Way),
+    resident: &mut Bytes,
+) -> Result<(), ReclaimError> {
+    let done = match way {
+        Way::Call(function) => call::call(process, code, options, function),
+        Way::Tops => {
             let arenas = glibc::Arenas::find(&live(process)?).map_err(LookError::from)?;
             pages::give_back(process, code, options, &pages::Tops(arenas))
         }
-        _ => {
+        Way::Trees => {
             let states = luajit::States::find(&live(process)?).map_err(LookError::from)?;
             pages::give_back(process, code, options, &pages::Trees(states))
         }
     };
     (lever.longest_stop, lever.stops, lever.short) = (done.longest_stop, done.stops, done.short);
-    lever.returned = Some(before - resident(process)?);
+    let after = anonymous(process)?;
+    lever.returned = Some(*resident - after);
+    *resident = after;
     Ok(())
 }
 
@@ -155,7 +131,7 @@ fn live(process: &Process) -> Result<ebbtide_heaps::Live<'_>, ReadError> {
 }
 
 /// What giving back makes less of: anonymous memory that is resident.
-fn resident(process: &Process) -> Result<Bytes, ReadError> {
+fn anonymous(process: &Process) -> Result<Bytes, ReadError> {
     Ok(process.rollup()?.anonymous)
 }
 

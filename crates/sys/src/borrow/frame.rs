@@ -30,12 +30,17 @@ const MAGIC2: u32 = 0x4650_5845;
 /// XFEATURE_XTILE_DATA: only tasks that asked for it have room for it.
 const TILE_DATA: u64 = 1 << 18;
 
+/// Room behind the frame for what a function is given.
+pub(super) const TEXT: u64 = 128;
+
 /// A frame, where it goes and what the stack pointer is when the function begins.
 pub(super) struct Frame {
     /// Where its first byte goes; the function's stack pointer.
     pub(super) at: u64,
     /// From `at` on.
     pub(super) bytes: Vec<u8>,
+    /// Where a text of at most [`TEXT`] bytes may stand.
+    pub(super) text: u64,
 }
 
 /// The frame of a thread that shall go on with `registers`, `xstate` and `mask`, after a function that returns to
@@ -48,7 +53,8 @@ pub(super) fn frame(
     restorer: u64,
 ) -> Frame {
     let state = signal_xstate(xstate);
-    let state_at = (stack_pointer - RED_ZONE - state.len() as u64) & !63;
+    let text = stack_pointer - RED_ZONE - TEXT;
+    let state_at = (text - state.len() as u64) & !63;
     let at = ((state_at - FRAME) & !15) - 8;
     let mut bytes = vec![0; (state_at - at) as usize];
     put(&mut bytes, 0, &restorer.to_le_bytes());
@@ -69,7 +75,7 @@ pub(super) fn frame(
     put(context, CONTEXT + 150, &(r.ss as u16).to_le_bytes());
     put(context, CONTEXT + 184, &state_at.to_le_bytes());
     bytes.extend(state);
-    Frame { at, bytes }
+    Frame { at, bytes, text }
 }
 
 /// The state as it stands in a signal frame: without what this task has no room for, and with the kernel's marks.

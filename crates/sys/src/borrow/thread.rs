@@ -107,7 +107,7 @@ impl<'t> Borrowed<'t> {
         let frame = frame::frame(&resumed(&saved), &xstate, mask, saved.rsp, restorer);
         plain(libc::PTRACE_SETOPTIONS, tid, libc::PTRACE_O_TRACESYSGOOD)?;
         let pid = i32::try_from(stopped.pid()).ok().and_then(Pid::from_raw).ok_or(BorrowError::Ended)?;
-        remote::write(pid, frame.at, &frame.bytes).map_err(|error| BorrowError::from(Errno::from(error)))?;
+        remote::write(pid, frame.at, &frame.bytes).map_err(Errno::from)?;
         let (whereabouts, stop_later) = (Whereabouts::Back, false);
         Ok(Borrowed {
             stopped: PhantomData,
@@ -161,9 +161,21 @@ impl<'t> Borrowed<'t> {
         if bytes.len() as u64 > SCRATCH {
             return Err(BorrowError::NoRoom);
         }
-        let at = (self.frame.at - SCRATCH - ROOM) & !15;
-        remote::write(self.pid, at, bytes).map_err(|error| BorrowError::from(Errno::from(error)))?;
+        self.write((self.frame.at - SCRATCH - ROOM) & !15, bytes)
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<u64, BorrowError> {
+        remote::write(self.pid, at, bytes).map_err(Errno::from)?;
         Ok(at)
+    }
+
+    /// Writes `text`, at most 127 bytes, behind the frame, for a function to read; its address, and a zero behind it.
+    pub fn text(&self, text: &str) -> Result<u64, BorrowError> {
+        let bytes: Vec<u8> = text.bytes().chain([0]).collect();
+        if bytes.len() as u64 > frame::TEXT {
+            return Err(BorrowError::NoRoom);
+        }
+        self.write(self.frame.text, &bytes)
     }
 
     /// Sends the thread to `function`. From here on it comes back by itself.

@@ -1,0 +1,33 @@
+//! What these tests share: programs built from C, and a reclaim with its report.
+
+use ebbtide_observe::process::Process;
+use ebbtide_observe::{Bytes, Root};
+use ebbtide_reclaim::Report;
+use ebbtide_reclaim::process::{Options, reclaim};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+/// What prediction and result may differ by: 2%, or this.
+pub(crate) const SLACK: Bytes = Bytes(256 << 10);
+
+pub(crate) fn give_back(pid: u32) -> Report {
+    let process = Process::open(&Root::live().unwrap(), pid).unwrap();
+    reclaim(&process, &Options::default()).unwrap()
+}
+
+/// Builds the C program at `source`, from this crate's directory.
+pub(crate) fn build(source: &str) -> PathBuf {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    let name = format!("reclaimed-{}", source.file_stem().unwrap().to_string_lossy());
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let age = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
+    if age(&program) <= age(&source) {
+        let mut gcc = Command::new("gcc");
+        gcc.args(["-O1", "-Wno-deprecated-declarations", "-fno-builtin", "-pthread", "-o"]);
+        assert!(gcc.arg(&program).arg(source).status().unwrap().success());
+    }
+    program
+}
