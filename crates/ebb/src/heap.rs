@@ -109,7 +109,7 @@ enum NoLook {
 impl Target {
     fn find(root: &Root, wanted: &str) -> anyhow::Result<Target> {
         let pid = explain::pid(root, wanted)?;
-        let no = |error: ReadError| refused::look(pid, None, &LookError::Read(error));
+        let no = |error: ReadError| refused::look("heap", pid, None, &LookError::Read(error));
         let process = Process::open(root, pid).map_err(no)?;
         let status = process.status().map_err(no)?;
         // The first thread may have ended while others live on: then one of them has the memory.
@@ -132,7 +132,7 @@ impl Target {
                     tries += 1
                 }
                 Err(NoLook::Look(error)) => {
-                    return Err(refused::look(self.pid, self.process.status().ok().as_ref(), &error));
+                    return Err(refused::look("heap", self.pid, self.process.status().ok().as_ref(), &error));
                 }
                 Err(NoLook::Freeze(error)) => return Err(refused::freeze(self.pid, error)),
             }

@@ -52,7 +52,7 @@ pub(crate) fn run(args: &ReclaimArgs) -> anyhow::Result<ExitCode> {
     explain::with_memory(pid, &status)?;
     let options = Options { dry_run: args.dry_run, max_stop: args.max_stop, patience: args.patience };
     let report = reclaim(&process, &options).map_err(|error| match &error {
-        ReclaimError::Look(look) => heap::refused::look(pid, Some(&status), look),
+        ReclaimError::Look(look) => heap::refused::look("reclaim", pid, Some(&status), look),
         _ => anyhow::anyhow!("nothing was done to process {pid}: {error}"),
     })?;
     if args.output.json {

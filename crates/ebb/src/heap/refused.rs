@@ -7,8 +7,8 @@ use ebbtide_observe::{ReadError, Root};
 use ebbtide_sys::freeze::FreezeError;
 use rustix::process::geteuid;
 
-/// Why there is no look into process `pid`, whose status is known unless it ended.
-pub(crate) fn look(pid: u32, status: Option<&Status>, error: &LookError) -> anyhow::Error {
+/// Why `ebb VERB` does not look into process `pid`, whose status is known unless it ended.
+pub(crate) fn look(verb: &str, pid: u32, status: Option<&Status>, error: &LookError) -> anyhow::Error {
     match error {
         LookError::Read(ReadError::Vanished { .. }) | LookError::Memory(Fault::Ended) => {
             anyhow!("there is no process {pid}; 'ebb ps' lists them")
@@ -17,7 +17,7 @@ pub(crate) fn look(pid: u32, status: Option<&Status>, error: &LookError) -> anyh
             let why = denied(status.map(|status| status.uid.effective));
             anyhow!(
                 "process {pid} may not be looked into: {error}. {why}{}",
-                sudo(&format!("ebb heap {pid}"))
+                sudo(&format!("ebb {verb} {pid}"))
             )
         }
         error => anyhow!("process {pid} cannot be looked into: {error}. Try again, or: ebb explain {pid}"),

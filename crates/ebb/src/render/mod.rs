@@ -6,12 +6,16 @@
 //! width is at least [`NARROWEST`], but for a command's: broken by a newline it could not be copied.
 
 mod findings;
+#[cfg(test)]
+mod golden;
 mod growth;
 mod ledger;
 mod style;
 mod table;
 
 pub(crate) use findings::findings;
+#[cfg(test)]
+pub(crate) use golden::golden;
 pub(crate) use growth::growth;
 pub(crate) use ledger::{division, ledger, percent};
 pub(crate) use style::*;

@@ -1,36 +1,20 @@
-//! Whole reports of made-up targets, compared with the files in tests/golden at 60 and at 80 columns.
-//!
-//! After a deliberate change: `EBB_UPDATE_GOLDEN=1 cargo test -p ebb --bin ebb golden`, then read the diff.
+//! Whole reports of made-up targets, compared with the files in tests/golden.
 
 use super::{Beside, Heaps, Report, Target};
-use crate::render::{Page, columns};
+use crate::render::golden;
 use ebbtide_explain::growth::{Growth, Judged};
 use ebbtide_explain::trend::{Rate, Slope, Undecided, Valleys, Verdict};
 use ebbtide_explain::{Cause, Finding, Ledger, Line};
 use ebbtide_observe::{Bytes, Unread};
-use std::path::Path;
 use std::time::Duration;
 
-/// Compares what `report` looks like with the golden files of `name`.
+/// Compares what `report` looks like with the golden files of `name`. Commands are never wrapped.
 fn check(name: &str, report: &Report, all: bool) {
-    for width in [60, 80] {
-        let text = report.text(Page { width }, all);
-        let text = anstream::adapter::strip_str(&text).to_string();
-        let is_command = |line: &str| {
-            let mut levers = report.findings.iter().flat_map(|finding| &finding.levers);
-            levers.any(|lever| line.trim() == lever.command)
-        };
-        for line in text.lines().filter(|line| !is_command(line)) {
-            assert!(columns(line) <= width, "{} columns: {line}", columns(line));
-        }
-        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text}");
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}-{width}.txt"));
-        if std::env::var_os("EBB_UPDATE_GOLDEN").is_some() {
-            std::fs::write(&file, &text).unwrap();
-        }
-        let golden = std::fs::read_to_string(&file).unwrap();
-        assert_eq!(text, golden, "not as in {}:\n{text}", file.display());
-    }
+    let is_command = |line: &str| {
+        let mut levers = report.findings.iter().flat_map(|finding| &finding.levers);
+        levers.any(|lever| line.trim() == lever.command)
+    };
+    golden(name, |page| report.text(page, all), is_command);
 }
 
 fn ledger(total: Bytes, lines: impl IntoIterator<Item = Line>) -> Ledger {

@@ -87,18 +87,7 @@ fn look(source: &dyn MemorySource, ranges: bool) -> Result<Vec<Heap>, Fault> {
 
 fn look_with(source: &dyn MemorySource, codes: &[Code], ranges: bool) -> Result<Vec<Heap>, Fault> {
     let mut reader = Reader::new(source);
-    let mut states: Vec<State> = Vec::new();
-    let mut claims = Claims::default();
-    let directs = scan::pages(source, |page| {
-        let state = state::read(&mut reader, codes, page)?.filter(|_| states.len() < STATES_MOST);
-        let Some(state) = state else { return Ok(Vec::new()) };
-        let segments: Vec<_> = state.segments.iter().map(|segment| segment.range()).collect();
-        if !claims.take_all(&segments) {
-            return Ok(Vec::new());
-        }
-        states.push(state);
-        Ok(segments)
-    })?;
+    let Scanned { states, directs, mut claims } = scanned(&mut reader, codes)?;
     if states.is_empty() {
         return Ok(Vec::new());
     }
@@ -111,8 +100,33 @@ fn look_with(source: &dyn MemorySource, codes: &[Code], ranges: bool) -> Result<
     }
     let mut assembly = Assembly { source, codes, ranges, heap: Heap::new(Kind::LuaJit), claims };
     assembly.heap.certainty.still = source.is_still();
-    assembly.states(states, large)?;
+    assembly.states(states.into_iter().map(|(_, state)| state).collect(), large)?;
     Ok(Vec::from_iter(assembly.close()))
+}
+
+/// What a scan of all pages found.
+struct Scanned {
+    /// Each with the page that has its books.
+    states: Vec<(u64, State)>,
+    /// Mappings that begin as large blocks do.
+    directs: Vec<Range<u64>>,
+    /// The states' segments.
+    claims: Claims,
+}
+
+fn scanned(reader: &mut Reader<'_>, codes: &[Code]) -> Result<Scanned, Fault> {
+    let (mut states, mut claims) = (Vec::new(), Claims::default());
+    let directs = scan::pages(reader.source(), |page| {
+        let state = state::read(reader, codes, page)?.filter(|_| states.len() < STATES_MOST);
+        let Some(state) = state else { return Ok(Vec::new()) };
+        let segments: Vec<_> = state.segments.iter().map(|segment| segment.range()).collect();
+        if !claims.take_all(&segments) {
+            return Ok(Vec::new());
+        }
+        states.push((page, state));
+        Ok(segments)
+    })?;
+    Ok(Scanned { states, directs, claims })
 }
 
 /// Whether the mapping `range`, which begins as a large block, also ends as one.

@@ -6,8 +6,8 @@
 
 use super::code::{self, Code};
 use super::layout::{HEADER, IN_USE, MIN_LARGE};
+use super::scanned;
 use super::state;
-use super::{Claims, scan};
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
 use ebbtide_observe::page_size;
@@ -49,22 +49,11 @@ impl States {
     /// Those of `source` that use lj_alloc. Errors as of [`super::find`].
     pub fn find(source: &dyn MemorySource) -> Result<States, Fault> {
         let codes = code::find(source)?;
-        let mut found = States { codes, pages: Vec::new() };
-        if found.codes.is_empty() {
-            return Ok(found);
+        if codes.is_empty() {
+            return Ok(States { codes, pages: Vec::new() });
         }
-        let (mut reader, mut claims) = (Reader::new(source), Claims::default());
-        let States { codes, pages } = &mut found;
-        scan::pages(source, |page| {
-            let Some(state) = state::read(&mut reader, codes, page)? else { return Ok(Vec::new()) };
-            let segments: Vec<_> = state.segments.iter().map(|segment| segment.range()).collect();
-            if !claims.take_all(&segments) {
-                return Ok(Vec::new());
-            }
-            pages.push(page);
-            Ok(segments)
-        })?;
-        Ok(found)
+        let states = scanned(&mut Reader::new(source), &codes)?.states;
+        Ok(States { codes, pages: states.into_iter().map(|(page, _)| page).collect() })
     }
 
     /// Into how many parts the free chunks of all states are divided, each to be read on its own.

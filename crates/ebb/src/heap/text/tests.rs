@@ -1,29 +1,13 @@
-//! Looks at made-up processes, compared with the files in tests/golden at 60 and at 80 columns.
-//!
-//! After a deliberate change: `EBB_UPDATE_GOLDEN=1 cargo test -p ebb --bin ebb golden`, then read the diff.
+//! Looks at made-up processes, compared with the files in tests/golden.
 
 use super::*;
-use crate::render::columns;
+use crate::render::golden;
 use ebbtide_heaps::{Arena, Corruption, Fault, Look, SizeClass};
 use ebbtide_observe::process::Name;
-use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 fn check(name: &str, seen: &Seen, all: bool) {
-    for width in [60, 80] {
-        let text = report(Page { width }, seen, all);
-        let text = anstream::adapter::strip_str(&text).to_string();
-        for line in text.lines() {
-            assert!(columns(line) <= width, "{} columns: {line}", columns(line));
-        }
-        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text}");
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}-{width}.txt"));
-        if std::env::var_os("EBB_UPDATE_GOLDEN").is_some() {
-            std::fs::write(&file, &text).unwrap();
-        }
-        let golden = std::fs::read_to_string(&file).unwrap();
-        assert_eq!(text, golden, "not as in {}:\n{text}", file.display());
-    }
+    golden(name, |page| report(page, seen, all), |_| false);
 }
 
 fn mib(mib: f64) -> Bytes {
