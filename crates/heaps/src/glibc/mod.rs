@@ -15,6 +15,7 @@
 mod arena;
 mod books;
 mod cache;
+mod free;
 mod layout;
 mod locate;
 mod main_arena;
@@ -23,7 +24,7 @@ mod mmapped;
 mod quick;
 #[cfg(test)]
 mod tests;
-mod tops;
+
 mod walk;
 
 use crate::account::{Account, RANGES_MOST};
@@ -35,12 +36,12 @@ use crate::source::{Fault, MemorySource};
 use arena::{Broken, Confirmed, Parameters, Span, State};
 use books::{CORRUPTIONS_MOST, Findings};
 use ebbtide_observe::Bytes;
+pub use free::{Arenas, ArenasNow};
 use layout::Layout;
 use locate::{Claim, Libc, Located};
 use main_arena::Main;
 use marks::Marks;
 use std::ops::Range;
-pub use tops::{Arenas, Top};
 use walk::{Walk, Whose};
 
 /// The glibc heaps of `source`: one for each libc in it that was ever asked for memory; none where there is no

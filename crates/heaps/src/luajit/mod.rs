@@ -47,7 +47,7 @@ use links::Links;
 use state::State;
 use std::collections::BTreeMap;
 use std::ops::Range;
-pub use trees::{Free, States};
+pub use trees::States;
 use walk::{CORRUPTIONS_MOST, Walk};
 
 /// How often the walk over a state is begun again where too much of it changed.

@@ -8,9 +8,9 @@ use super::code::{self, Code};
 use super::layout::{HEADER, IN_USE, MIN_LARGE};
 use super::scanned;
 use super::state;
+use crate::free::Free;
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
-use ebbtide_observe::page_size;
 use std::ops::Range;
 
 /// A tree node up to its index: foot, head, fd, bk, two children, parent.
@@ -34,15 +34,6 @@ pub struct States {
     codes: Vec<Code>,
     /// The pages with their books.
     pages: Vec<u64>,
-}
-
-/// What a part was found to hold.
-#[derive(Debug, Default)]
-pub struct Free {
-    /// The whole pages of its free chunks, resident or not.
-    pub pages: Vec<Range<u64>>,
-    /// Whether it was read to the end.
-    pub is_all: bool,
 }
 
 impl States {
@@ -108,17 +99,6 @@ impl States {
             }
         }
         Ok(Some(free))
-    }
-}
-
-impl Free {
-    /// The free chunk `range`, of which `links` bytes at the start are not to be touched.
-    fn add(&mut self, range: Range<u64>, links: u64) {
-        let page = page_size().0;
-        let (start, end) = ((range.start + links).next_multiple_of(page), range.end - range.end % page);
-        if start < end {
-            self.pages.push(start..end);
-        }
     }
 }
 

@@ -16,7 +16,7 @@ mod rest;
 
 use crate::report::{Lever, Report};
 use code::Code;
-use ebbtide_heaps::{Look, LookError, glibc, luajit};
+use ebbtide_heaps::{Look, LookError, luajit};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, ReadError};
 use levers::Way;
@@ -70,7 +70,8 @@ pub fn reclaim(process: &Process, options: &Options) -> Result<Report, ReclaimEr
         return Err(ReclaimError::Forbidden(why.to_owned()));
     }
     let heaps = look.known().filter(|heap| heap.figures.returnable > Bytes::ZERO);
-    let mut plan: Vec<(Lever, Way)> = heaps.flat_map(|heap| levers::plan(heap, &mut report)).collect();
+    let mut plan: Vec<(Lever, Way)> =
+        heaps.flat_map(|heap| levers::plan(heap, options, &mut report)).collect();
     report.predicted = plan.iter().map(|(lever, _)| lever.predicted).sum();
     if !options.dry_run && !plan.is_empty() {
         let code = allowed(process)?;
@@ -110,9 +111,9 @@ fn apply(
 ) -> Result<(), ReclaimError> {
     let done = match way {
         Way::Call(function) => call::call(process, code, options, function),
-        Way::Tops => {
-            let arenas = glibc::Arenas::find(&live(process)?).map_err(LookError::from)?;
-            pages::give_back(process, code, options, &pages::Tops(arenas))
+        Way::Arenas { all } => {
+            let arenas = pages::Arenas::find(&live(process)?, *all).map_err(LookError::from)?;
+            pages::give_back(process, code, options, &arenas)
         }
         Way::Trees => {
             let states = luajit::States::find(&live(process)?).map_err(LookError::from)?;

@@ -1,4 +1,5 @@
-//! Drops the free pages that no function gives back: the tops of glibc's thread arenas, the chunks of LuaJIT's trees.
+//! Drops free pages that no function gives back, or none in a time that the process could bear: the tops of glibc's
+//! thread arenas and the chunks in its bins, the chunks of LuaJIT's trees.
 //!
 //! All threads are stopped, and must all be at rest; then what is free is read from the allocator's books, and a thread
 //! drops it: process_madvise on itself (6.14 and later, many ranges at once), else madvise for each. A stop ends when
@@ -9,7 +10,7 @@
 use super::code::Code;
 use super::rest::{Resting, Scene};
 use super::{Done, Options};
-use ebbtide_heaps::{Fault, Live, MemorySource, PageState, Residency, glibc, luajit};
+use ebbtide_heaps::{Fault, Free, Live, MemorySource, PageState, Residency, glibc, luajit};
 use ebbtide_observe::process::Process;
 use ebbtide_sys::borrow::{BorrowError, Borrowed};
 use ebbtide_sys::freeze::{self, Stopped};
@@ -23,8 +24,8 @@ const DONTNEED: u64 = 4;
 const SELF: u64 = (-10000_i64) as u64;
 /// Ranges dropped by one system call; 4 KiB of the target's stack hold them.
 const BATCH: usize = 256;
-/// And so much at most, unless one range is larger: 0.6 ms (0.3 us for each page of a run, measured on 6.18).
-const BATCH_BYTES: u64 = 8 << 20;
+/// And so much at most: 0.3 ms (0.3 us for each page of a run, measured on 6.18).
+const BATCH_BYTES: u64 = 4 << 20;
 /// One system call in the target.
 const CALL_MOST: Duration = Duration::from_millis(500);
 /// Between two looks whether it is at rest.
@@ -32,86 +33,106 @@ const PAUSE: Duration = Duration::from_micros(500);
 /// The target runs for at least so many times as long as it stood still.
 const SHARE: u32 = 4;
 
-/// What was found free.
-pub(super) struct Found {
-    /// Whole pages, resident or not.
-    pages: Vec<Range<u64>>,
-    /// Whether that is all there is.
-    is_all: bool,
+/// An allocator whose books say what is free.
+pub(super) trait Allocator: Sync {
+    /// Its books now; `None` while they make no sense or a thread is at work in them. `source` stands still.
+    fn now<'s>(&'s self, source: &'s dyn MemorySource) -> Result<Option<Box<dyn Now + 's>>, Fault>;
 }
 
-/// Says what is free, in parts that are asked for one by one.
-pub(super) trait Free: Sync {
-    /// How many parts there are.
+/// An allocator's books at one moment.
+pub(super) trait Now {
+    /// The addresses of its locks.
+    fn locks(&self) -> Vec<u64>;
+
+    /// Into how many parts its books are divided.
     fn parts(&self) -> usize;
 
-    /// The addresses of its locks; `None` if one of them is held, or its books make no sense.
-    fn locks(&self, source: &dyn MemorySource) -> Result<Option<Vec<u64>>, Fault>;
-
-    /// Whole free pages of `part` now, as many as can be found while `go_on`. `None` if the books make no sense.
-    fn pages(
-        &self,
-        source: &dyn MemorySource,
-        part: usize,
-        go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<Option<Found>, Fault>;
+    /// Whole free pages of `part`, as many as can be found while `go_on`. `None` if the books make no sense.
+    fn free(&self, part: usize, go_on: &mut dyn FnMut() -> bool) -> Result<Option<Free>, Fault>;
 }
 
-/// The tops of thread arenas.
-pub(super) struct Tops(pub(super) Vec<glibc::Arenas>);
+/// glibc's arenas: the tops of thread arenas, and with `chunks`, which are those in bins, all that is free.
+pub(super) struct Arenas {
+    of: Vec<(glibc::Arenas, Option<Vec<Range<u64>>>)>,
+}
 
-impl Tops {
-    fn all(&self, source: &dyn MemorySource) -> Result<Option<Vec<glibc::Top>>, Fault> {
+/// Chunks in one part: their headers are read in less than half a millisecond.
+const CHUNKS: usize = 128;
+
+impl Arenas {
+    /// Those of a process that runs on; with `all`, all that is free.
+    pub(super) fn find(source: &dyn MemorySource, all: bool) -> Result<Arenas, Fault> {
+        let with_chunks = |arenas: glibc::Arenas| {
+            let chunks = all.then(|| arenas.chunks(source)).transpose()?;
+            Ok((arenas, chunks))
+        };
+        let of = glibc::Arenas::find(source)?.into_iter().map(with_chunks);
+        Ok(Arenas { of: of.collect::<Result<_, Fault>>()? })
+    }
+}
+
+impl Allocator for Arenas {
+    fn now<'s>(&'s self, source: &'s dyn MemorySource) -> Result<Option<Box<dyn Now + 's>>, Fault> {
         let mut all = Vec::new();
-        for arenas in &self.0 {
-            let Some(tops) = arenas.tops(source)? else { return Ok(None) };
-            all.extend(tops);
+        for (arenas, chunks) in &self.of {
+            let Some(now) = arenas.now(source)?.filter(|now| !now.is_locked()) else { return Ok(None) };
+            all.push((now, chunks.as_deref()));
         }
-        Ok(Some(all))
+        Ok(Some(Box::new(GlibcNow(all))))
     }
 }
 
-impl Free for Tops {
+struct GlibcNow<'s>(Vec<(glibc::ArenasNow<'s>, Option<&'s [Range<u64>]>)>);
+
+/// The tops, and the chunks in so many parts.
+fn parts(chunks: Option<&[Range<u64>]>) -> usize {
+    1 + chunks.unwrap_or_default().len().div_ceil(CHUNKS)
+}
+
+impl Now for GlibcNow<'_> {
+    fn locks(&self) -> Vec<u64> {
+        self.0.iter().flat_map(|(now, _)| now.locks()).collect()
+    }
+
     fn parts(&self) -> usize {
-        1
+        self.0.iter().map(|(_, chunks)| parts(*chunks)).sum()
     }
 
-    fn locks(&self, source: &dyn MemorySource) -> Result<Option<Vec<u64>>, Fault> {
-        let free = self.all(source)?.filter(|tops| !tops.iter().any(|top| top.is_locked));
-        Ok(free.map(|tops| tops.iter().map(|top| top.arena).collect()))
-    }
-
-    fn pages(
-        &self,
-        source: &dyn MemorySource,
-        _: usize,
-        _: &mut dyn FnMut() -> bool,
-    ) -> Result<Option<Found>, Fault> {
-        let pages = |tops: Vec<glibc::Top>| tops.into_iter().map(|top| top.pages).collect();
-        Ok(self.all(source)?.map(|tops| Found { pages: pages(tops), is_all: true }))
+    fn free(&self, mut part: usize, _: &mut dyn FnMut() -> bool) -> Result<Option<Free>, Fault> {
+        for (now, chunks) in &self.0 {
+            match part.checked_sub(parts(*chunks)) {
+                Some(rest) => part = rest,
+                None if part == 0 => return now.tops(chunks.is_some()),
+                None => {
+                    let batch = chunks.unwrap_or_default().chunks(CHUNKS).nth(part - 1);
+                    return now.free(batch.unwrap_or_default()).map(Some);
+                }
+            }
+        }
+        Ok(None)
     }
 }
 
 /// The trees of Lua states. lj_alloc has no locks: a state belongs to one thread at a time.
 pub(super) struct Trees(pub(super) luajit::States);
 
-impl Free for Trees {
+impl Allocator for Trees {
+    fn now<'s>(&'s self, source: &'s dyn MemorySource) -> Result<Option<Box<dyn Now + 's>>, Fault> {
+        Ok(Some(Box::new((&self.0, source))))
+    }
+}
+
+impl Now for (&luajit::States, &dyn MemorySource) {
+    fn locks(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
     fn parts(&self) -> usize {
         self.0.parts()
     }
 
-    fn locks(&self, _: &dyn MemorySource) -> Result<Option<Vec<u64>>, Fault> {
-        Ok(Some(Vec::new()))
-    }
-
-    fn pages(
-        &self,
-        source: &dyn MemorySource,
-        part: usize,
-        go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<Option<Found>, Fault> {
-        let free = self.0.free(source, part, go_on)?;
-        Ok(free.map(|free| Found { pages: free.pages, is_all: free.is_all }))
+    fn free(&self, part: usize, go_on: &mut dyn FnMut() -> bool) -> Result<Option<Free>, Fault> {
+        self.0.free(self.1, part, go_on)
     }
 }
 
@@ -127,12 +148,17 @@ enum Stop {
     Over(String),
 }
 
-/// Drops what `free` says is free in `process`.
-pub(super) fn give_back(process: &Process, code: &Code, options: &Options, free: &dyn Free) -> Done {
+/// Drops what `allocator` says is free in `process`.
+pub(super) fn give_back(
+    process: &Process,
+    code: &Code,
+    options: &Options,
+    allocator: &dyn Allocator,
+) -> Done {
     let mut done = Done::default();
     let (mut part, mut waited) = (0, Instant::now());
     loop {
-        let body = |stopped: &Stopped<'_>| Moment { process, stopped, code, options, free }.stop(part);
+        let body = |stopped: &Stopped<'_>| Moment { process, stopped, code, options, allocator }.stop(part);
         let (stop, took) = match freeze::all_stopped(process.pid(), body) {
             Ok(stopped) => stopped,
             Err(error) => {
@@ -148,7 +174,9 @@ pub(super) fn give_back(process: &Process, code: &Code, options: &Options, free:
             Stop::Busy(_) | Stop::Part(..) if waited.elapsed() < options.patience => {}
             Stop::Part(..) => {
                 let most = options.max_stop;
-                done.short = Some(format!("its books take longer to read than a stop may take: {most:?}"));
+                let why =
+                    format!("its books take longer to read than a stop may take: {most:?} (--max-stop)");
+                done.short = Some(why);
                 return done;
             }
             Stop::Busy(why) | Stop::Over(why) => {
@@ -178,7 +206,7 @@ struct Moment<'a> {
     stopped: &'a Stopped<'a>,
     code: &'a Code,
     options: &'a Options,
-    free: &'a dyn Free,
+    allocator: &'a dyn Allocator,
 }
 
 impl Moment<'_> {
@@ -189,10 +217,10 @@ impl Moment<'_> {
 
     fn try_stop(&self, mut part: usize) -> Result<Stop, String> {
         let source = Live::new(self.process, true).map_err(said)?;
-        let Some(locks) = self.free.locks(&source).map_err(said)? else {
+        let Some(now) = self.allocator.now(&source).map_err(said)? else {
             return Ok(Stop::Busy("its allocator is always at work".to_owned()));
         };
-        let scene = Scene { process: self.process, source: &source, locks: &locks };
+        let scene = Scene { process: self.process, source: &source, locks: &now.locks() };
         let (resting, busy) = scene.threads();
         if let Some(tid) = busy.first() {
             let count = busy.len();
@@ -201,8 +229,8 @@ impl Moment<'_> {
             )));
         }
         let mut dropped = 0;
-        while part < self.free.parts() {
-            let Some(found) = self.free.pages(&source, part, &mut || !self.is_over()).map_err(said)? else {
+        while part < now.parts() {
+            let Some(found) = now.free(part, &mut || !self.is_over()).map_err(said)? else {
                 return Ok(Stop::Busy("its allocator's books do not add up".to_owned()));
             };
             let runs = present(&source, found.pages).map_err(said)?;
@@ -212,15 +240,16 @@ impl Moment<'_> {
                 return Ok(Stop::Part(dropped, part));
             }
             part += 1;
-            if self.is_over() && part < self.free.parts() {
+            if self.is_over() && part < now.parts() {
                 return Ok(Stop::Part(dropped, part));
             }
         }
         Ok(Stop::All)
     }
 
+    /// Whether there is no time left for looking on: letting all go takes some, too.
     fn is_over(&self) -> bool {
-        self.stopped.since() >= self.options.max_stop
+        self.stopped.since() >= self.options.max_stop.mul_f64(0.75)
     }
 
     /// Drops `runs` by one of the threads at rest, until the time is over; how much, and whether that was all.
@@ -240,9 +269,11 @@ impl Moment<'_> {
 
     fn drop_by(&self, thread: &mut Borrowed<'_>, runs: &[Range<u64>]) -> Result<(u64, bool), BorrowError> {
         let (mut sum, mut at_once) = (0, true);
+        let mut last = Duration::ZERO;
         for batch in batches(runs) {
+            let began = self.stopped.since();
             // The first is always dropped, so that each stop comes further.
-            if sum > 0 && self.is_over() {
+            if sum > 0 && (self.is_over() || began + last > self.options.max_stop) {
                 return Ok((sum, false));
             }
             let bytes: u64 = batch.iter().map(|run| run.end - run.start).sum();
@@ -260,6 +291,7 @@ impl Moment<'_> {
                     sum += run.end - run.start;
                 }
             }
+            last = self.stopped.since() - began;
         }
         Ok((sum, true))
     }
@@ -292,14 +324,15 @@ fn said(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// What of `pages` is in memory.
+/// What of `pages` is in memory, in pieces that one system call may drop.
 fn present(source: &dyn MemorySource, mut pages: Vec<Range<u64>>) -> Result<Vec<Range<u64>>, Fault> {
     pages.sort_unstable_by_key(|range| range.start);
     let (mut residency, mut runs) = (Residency::new(source), Vec::new());
     for range in pages.into_iter().filter(|range| !range.is_empty()) {
         residency.each(range, |run, state| {
             if state == PageState::Present {
-                runs.push(run);
+                let starts = run.clone().step_by(BATCH_BYTES as usize);
+                runs.extend(starts.map(|start| start..run.end.min(start + BATCH_BYTES)));
             }
         })?;
     }

@@ -12,8 +12,12 @@ use std::sync::Mutex;
 pub(crate) const SLACK: Bytes = Bytes(256 << 10);
 
 pub(crate) fn give_back(pid: u32) -> Report {
+    give_back_with(pid, &Options::default())
+}
+
+pub(crate) fn give_back_with(pid: u32, options: &Options) -> Report {
     let process = Process::open(&Root::live().unwrap(), pid).unwrap();
-    reclaim(&process, &Options::default()).unwrap()
+    reclaim(&process, options).unwrap()
 }
 
 /// Builds the C program at `source`, from this crate's directory.

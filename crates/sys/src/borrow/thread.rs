@@ -10,6 +10,8 @@ use crate::freeze::Stopped;
 use crate::remote;
 use rustix::io::Errno;
 use rustix::process::Pid;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -323,8 +325,9 @@ impl<'t> Borrowed<'t> {
 
 /// The signals that process `pid` catches.
 fn caught(pid: Pid) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid())).ok()?;
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
+    let file = File::open(format!("/proc/{}/status", pid.as_raw_pid())).ok()?;
+    let mut lines = BufReader::new(file).lines().map_while(Result::ok);
+    let mask = lines.find_map(|line| line.strip_prefix("SigCgt:").map(str::to_owned))?;
     u64::from_str_radix(mask.trim(), 16).ok()
 }
 
