@@ -8,7 +8,7 @@ mod common;
 use common::{SLACK, build, give_back, give_back_with};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, Root};
-use ebbtide_reclaim::process::{Options, ReclaimError, reclaim};
+use ebbtide_reclaim::process::{Options, reclaim};
 use ebbtide_testkit::{Child, Nginx};
 use std::process::Command;
 use std::time::Duration;
@@ -101,7 +101,20 @@ fn processes_that_are_left_alone() {
         assert!(lever.short.as_ref().is_some_and(|why| why.contains("at rest")), "{kind}: {report:#?}");
         assert!(report.returned.unwrap() < Bytes::from_mib(1), "{kind}: {report:#?}");
     }
-    assert!(matches!(attempt("seccomp"), Err(ReclaimError::Forbidden(why)) if why.contains("seccomp")));
+}
+
+/// Its filter ends the process for process_madvise, which is made with the filter suspended.
+#[test]
+fn a_process_under_a_seccomp_filter() {
+    let mut child = Child::spawn(Command::new(build("tests/programs/awkward.c")).arg("seccomp"));
+    let report = give_back(child.pid());
+    let lever = &report.levers[0];
+    if lever.short.as_ref().is_some_and(|why| why.contains("CAP_SYS_ADMIN")) {
+        return println!("skipped: {}", lever.short.as_ref().unwrap());
+    }
+    assert!(lever.id == "free-pages" && lever.short.is_none(), "{report:#?}");
+    assert!(report.returned.unwrap() > Bytes::from_mib(20), "{report:#?}");
+    child.ask("still there?");
 }
 
 /// Eight threads that allocate at full speed, each block checked, beside one that forks all the while.

@@ -45,6 +45,8 @@ pub enum BorrowError {
     Unsupported,
     /// Its stack has no room for the frame.
     NoRoom,
+    /// Its seccomp filter cannot be suspended.
+    Filtered,
     /// The call takes longer than was allowed; it goes on, and the thread takes itself back.
     Late,
     /// A signal came meanwhile, and it is at its handler: no further call can be made.
@@ -64,6 +66,9 @@ impl fmt::Display for BorrowError {
             }
             BorrowError::Narrow => f.write_str("the thread runs 32-bit code"),
             BorrowError::Unsupported => f.write_str("calls inside other processes are known for x86_64 only"),
+            BorrowError::Filtered => {
+                f.write_str("its seccomp filter cannot be suspended: that takes CAP_SYS_ADMIN")
+            }
             BorrowError::NoRoom => f.write_str("the thread's stack has no room for a call"),
             BorrowError::Late => f.write_str("the call takes too long and goes on by itself"),
             BorrowError::Signalled => f.write_str("a signal came to the thread meanwhile"),

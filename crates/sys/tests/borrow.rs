@@ -71,7 +71,7 @@ impl Place {
         job: impl FnOnce(&mut Borrowed<'_>) -> Result<R, BorrowError> + Send,
     ) -> Result<Result<R, BorrowError>, FreezeError> {
         let body = |stopped: &Stopped<'_>| {
-            let mut thread = Borrowed::borrow(stopped, self.pid, self.restorer, self.stack.clone())?;
+            let mut thread = Borrowed::borrow(stopped, self.pid, self.restorer, self.stack.clone(), false)?;
             job(&mut thread)
         };
         freeze::one_stopped(self.pid, self.pid, body).map(|(result, _)| result)

@@ -55,7 +55,7 @@ fn attempt(
         let now = Live::new(process, false).map_err(|e| e.to_string())?;
         let same = look(&now).find(|resting| resting.tid == candidate.tid);
         let resting = same.ok_or("no thread of it stays at rest")?;
-        let borrowed = Borrowed::borrow(stopped, resting.tid, code.restorer, resting.stack);
+        let borrowed = Borrowed::borrow(stopped, resting.tid, code.restorer, resting.stack, false);
         let mut borrowed = borrowed.map_err(|e| e.to_string())?;
         let mut args = function.args;
         if let Some(text) = function.text {

@@ -25,6 +25,8 @@ const CODE_MOST: u64 = 64 << 20;
 pub(super) struct Code {
     pub(super) restorer: u64,
     pub(super) gate: u64,
+    /// Whether a thread of the process runs under a seccomp filter.
+    pub(super) is_filtered: bool,
 }
 
 impl Code {
@@ -41,11 +43,18 @@ impl Code {
             let bytes = content(process.pid(), &area.range);
             let find = |what| Some(area.range.start + memchr::memmem::find(&bytes, what)? as u64);
             if let (Some(restorer), Some(gate)) = (find(RESTORER), find(GATE)) {
-                return Ok(Some(Code { restorer, gate }));
+                return Ok(Some(Code { restorer, gate, is_filtered: is_filtered(process)? }));
             }
         }
         Ok(None)
     }
+}
+
+/// Whether a thread of the process runs under a seccomp filter. One that does not know a system call may end the process
+/// for it.
+pub(super) fn is_filtered(process: &Process) -> Result<bool, ReadError> {
+    let statuses = process.threads()?.into_iter().map(|thread| thread.status());
+    Ok(statuses.flatten().any(|status| status.seccomp.is_some_and(|mode| mode != 0)))
 }
 
 /// What can be read of `range`.

@@ -2,8 +2,7 @@
 //!
 //! Facts: what each function reaches was measured by this crate's tests (tests/levers.rs) on what Debian 12 ships.
 
-use super::Options;
-use crate::report::{Lever, Report};
+use crate::report::Lever;
 use ebbtide_heaps::{Heap, Kind};
 use ebbtide_observe::Bytes;
 use std::time::Duration;
@@ -64,58 +63,83 @@ fn trim_takes(bytes: Bytes, chunks: u64) -> Duration {
     Duration::from_nanos((bytes.0 / 4096).saturating_mul(220).saturating_add(chunks.saturating_mul(1000)))
 }
 
-/// The levers for one heap.
-pub(super) fn plan(heap: &Heap, options: &Options, report: &mut Report) -> Vec<(Lever, Way)> {
-    if !heap.corruptions.is_empty() {
-        report.notes.push(format!("{}: it looks damaged, and is left alone", heap.kind));
-        return Vec::new();
-    }
-    let returnable = heap.figures.returnable;
-    let by_trim = heap.figures.returnable_by_trim.unwrap_or_default();
-    let lever = |id, on: &str, bytes, cost| Lever::planned(id, on.to_owned(), bytes, cost);
-    let mut levers = match heap.kind {
-        Kind::Glibc if trim_takes(by_trim, heap.figures.free_chunks) > options.max_stop => {
-            vec![(
-                lever("free-pages", "glibc's free chunks and tops", returnable, STOPS),
-                Way::Arenas { all: true },
-            )]
+/// What the levers depend on, besides the heap.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Planner {
+    /// For how long a thread may be held up.
+    pub(super) max_stop: Duration,
+    /// Whether a seccomp filter watches its system calls: then no function is called, which makes who knows which.
+    pub(super) is_filtered: bool,
+}
+
+impl Planner {
+    /// The levers for one heap; what else is worth knowing goes into `notes`.
+    pub(super) fn levers(&self, heap: &Heap, notes: &mut Vec<String>) -> Vec<(Lever, Way)> {
+        if !heap.corruptions.is_empty() {
+            notes.push(format!("{}: it looks damaged, and is left alone", heap.kind));
+            return Vec::new();
         }
-        Kind::Glibc => {
-            vec![
-                (lever("malloc-trim", "glibc's free chunks", by_trim, LOCKED), Way::Call(&GLIBC)),
-                (
-                    lever("arena-tops", "the tops of glibc's thread arenas", returnable - by_trim, STOPS),
-                    Way::Arenas { all: false },
-                ),
-            ]
-        }
-        Kind::LuaJit => vec![(lever("lua-pages", "lj_alloc's free chunks", returnable, STOPS), Way::Trees)],
-        Kind::Jemalloc => {
-            let cost = "each arena is locked while its dirty and muzzy pages are dropped";
-            vec![(lever("jemalloc-purge", "jemalloc's free pages", by_trim, cost), Way::Call(&JEMALLOC))]
-        }
-        Kind::Tcmalloc => {
-            let cost = "the page heap is locked while its free spans are released";
-            vec![(lever("tcmalloc-release", "tcmalloc's free spans", by_trim, cost), Way::Call(&TCMALLOC))]
-        }
-        Kind::Ebbtide => {
-            let cost = "each class is locked while its free pages are dropped";
-            vec![(lever("ebbtide-trim", "Ebbtide's free pages", by_trim, cost), Way::Call(&EBBTIDE))]
-        }
-        Kind::Mimalloc => {
-            report.notes.push(format!(
-                "mimalloc: of {returnable} in free pages, mi_collect reaches those of the thread that calls it, and of threads \
-                 that ended; how much that is cannot be foreseen"
+        let returnable = heap.figures.returnable;
+        let by_trim = heap.figures.returnable_by_trim.unwrap_or_default();
+        let lever = |id, on: &str, bytes, cost| Lever::planned(id, on.to_owned(), bytes, cost);
+        let takes_long = trim_takes(by_trim, heap.figures.free_chunks) > self.max_stop;
+        let mut levers = match heap.kind {
+            Kind::Glibc if takes_long || self.is_filtered => {
+                let on = "glibc's free chunks and tops";
+                vec![(lever("free-pages", on, returnable, STOPS), Way::Arenas { all: true })]
+            }
+            Kind::Glibc => {
+                let tops = returnable - by_trim;
+                vec![
+                    (lever("malloc-trim", "glibc's free chunks", by_trim, LOCKED), Way::Call(&GLIBC)),
+                    (
+                        lever("arena-tops", "the tops of glibc's thread arenas", tops, STOPS),
+                        Way::Arenas { all: false },
+                    ),
+                ]
+            }
+            Kind::LuaJit => {
+                vec![(lever("lua-pages", "lj_alloc's free chunks", returnable, STOPS), Way::Trees)]
+            }
+            Kind::Jemalloc => {
+                let cost = "each arena is locked while its dirty and muzzy pages are dropped";
+                vec![(lever("jemalloc-purge", "jemalloc's free pages", by_trim, cost), Way::Call(&JEMALLOC))]
+            }
+            Kind::Tcmalloc => {
+                let cost = "the page heap is locked while its free spans are released";
+                vec![(
+                    lever("tcmalloc-release", "tcmalloc's free spans", by_trim, cost),
+                    Way::Call(&TCMALLOC),
+                )]
+            }
+            Kind::Ebbtide => {
+                let cost = "each class is locked while its free pages are dropped";
+                vec![(lever("ebbtide-trim", "Ebbtide's free pages", by_trim, cost), Way::Call(&EBBTIDE))]
+            }
+            Kind::Mimalloc => {
+                notes.push(format!(
+                    "mimalloc: of {returnable} in free pages, mi_collect reaches those of the thread that calls it, and \
+                     of threads that ended; how much that is cannot be foreseen"
+                ));
+                let cost = "the thread that calls goes through its own heap";
+                vec![(
+                    lever("mi-collect", "what mi_collect(true) reaches", Bytes::ZERO, cost),
+                    Way::Call(&MIMALLOC),
+                )]
+            }
+            kind => {
+                notes.push(format!("{kind}: {returnable} could be given back; no lever for it"));
+                Vec::new()
+            }
+        };
+        levers.retain(|(lever, way)| lever.predicted > Bytes::ZERO || *way == Way::Call(&MIMALLOC));
+        if self.is_filtered && levers.iter().any(|(_, way)| matches!(way, Way::Call(_))) {
+            notes.push(format!(
+                "{}: it runs under a seccomp filter, so that nothing is called in it",
+                heap.kind
             ));
-            let cost = "the thread that calls goes through its own heap";
-            let lever = lever("mi-collect", "what mi_collect(true) reaches", Bytes::ZERO, cost);
-            return vec![(lever, Way::Call(&MIMALLOC))];
+            levers.retain(|(_, way)| !matches!(way, Way::Call(_)));
         }
-        kind => {
-            report.notes.push(format!("{kind}: {returnable} could be given back; no lever for it"));
-            Vec::new()
-        }
-    };
-    levers.retain(|(lever, _)| lever.predicted > Bytes::ZERO);
-    levers
+        levers
+    }
 }

@@ -5,8 +5,8 @@
 //! stopped for a moment, and a thread at rest makes the system call that drops exactly the pages that the allocator's
 //! books, read in that same moment, call free; each stop is short, and there are as many as it takes.
 //!
-//! Invariants: [`rest`] decides which thread may be borrowed and whether a process is at rest; nothing is done to a
-//! process with a seccomp filter that was not told to allow it, nor to a heap that looks damaged.
+//! Invariants: [`rest`] decides which thread may be borrowed and whether a process is at rest; under a seccomp filter no
+//! function is called, and a system call only with the filter suspended; nothing is done to a heap that looks damaged.
 
 mod call;
 mod code;
@@ -19,7 +19,7 @@ use code::Code;
 use ebbtide_heaps::{Look, LookError, luajit};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, ReadError};
-use levers::Way;
+use levers::{Planner, Way};
 use std::time::{Duration, Instant};
 
 /// How to go about it.
@@ -69,12 +69,14 @@ pub fn reclaim(process: &Process, options: &Options) -> Result<Report, ReclaimEr
         let why = "it is a Go program: goroutines run on small pieces of its heap, where no call can be made";
         return Err(ReclaimError::Forbidden(why.to_owned()));
     }
+    let planner = Planner { max_stop: options.max_stop, is_filtered: code::is_filtered(process)? };
     let heaps = look.known().filter(|heap| heap.figures.returnable > Bytes::ZERO);
     let mut plan: Vec<(Lever, Way)> =
-        heaps.flat_map(|heap| levers::plan(heap, options, &mut report)).collect();
+        heaps.flat_map(|heap| planner.levers(heap, &mut report.notes)).collect();
     report.predicted = plan.iter().map(|(lever, _)| lever.predicted).sum();
     if !options.dry_run && !plan.is_empty() {
-        let code = allowed(process)?;
+        let missing = || ReclaimError::Forbidden("it has no C library whose calls are known".to_owned());
+        let code = Code::find(process)?.ok_or_else(missing)?;
         let before = anonymous(process)?;
         let mut resident = before;
         for step in &mut plan {
@@ -86,19 +88,6 @@ pub fn reclaim(process: &Process, options: &Options) -> Result<Report, ReclaimEr
     report.levers = plan.into_iter().map(|(lever, _)| lever).collect();
     report.elapsed = began.elapsed();
     Ok(report)
-}
-
-/// The code that a call takes, if a call may be made.
-fn allowed(process: &Process) -> Result<Code, ReclaimError> {
-    // A filter that does not know madvise may kill the process for it.
-    let statuses = process.threads()?.into_iter().map(|thread| thread.status());
-    if statuses.flatten().any(|status| status.seccomp.is_some_and(|mode| mode != 0)) {
-        return Err(ReclaimError::Forbidden(
-            "it runs under a seccomp filter, which may end it for a system call made in its name".to_owned(),
-        ));
-    }
-    let missing = || ReclaimError::Forbidden("it has no C library whose calls are known".to_owned());
-    Code::find(process)?.ok_or_else(missing)
 }
 
 /// Applies `lever`; `resident` is what the process has now, and is kept up.

@@ -259,7 +259,8 @@ impl Moment<'_> {
         }
         let mut why = BorrowError::NoRoom;
         for thread in resting {
-            match Borrowed::borrow(self.stopped, thread.tid, self.code.restorer, thread.stack.clone()) {
+            let Code { restorer, is_filtered, .. } = *self.code;
+            match Borrowed::borrow(self.stopped, thread.tid, restorer, thread.stack.clone(), is_filtered) {
                 Ok(mut borrowed) => return self.drop_by(&mut borrowed, runs),
                 Err(error) => why = error,
             }

@@ -15,7 +15,13 @@ pub struct Borrowed<'t> {
 
 impl<'t> Borrowed<'t> {
     /// [`BorrowError::Unsupported`].
-    pub fn borrow(_: &'t Stopped<'_>, _: u32, _: u64, _: Range<u64>) -> Result<Borrowed<'t>, BorrowError> {
+    pub fn borrow(
+        _: &'t Stopped<'_>,
+        _: u32,
+        _: u64,
+        _: Range<u64>,
+        _: bool,
+    ) -> Result<Borrowed<'t>, BorrowError> {
         Err(BorrowError::Unsupported)
     }
 

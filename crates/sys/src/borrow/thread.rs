@@ -36,6 +36,8 @@ const SYSCALL: u64 = 2;
 const NO_CALL: u64 = u64::MAX;
 /// SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSYS: the kernel forces them through a mask, and takes the handler away.
 const FAULTS: u64 = 1 << (4 - 1) | 1 << (5 - 1) | 1 << (7 - 1) | 1 << (8 - 1) | 1 << (11 - 1) | 1 << (31 - 1);
+/// PTRACE_O_SUSPEND_SECCOMP (linux/ptrace.h).
+const SUSPEND_SECCOMP: i32 = 1 << 21;
 /// Ignored unless somebody catches them (signal(7)), and rarely caught.
 const BELLS: [i32; 2] = [libc::SIGURG, libc::SIGWINCH];
 /// Room for what the function puts on the stack itself.
@@ -88,11 +90,16 @@ impl Drop for Borrowed<'_> {
 impl<'t> Borrowed<'t> {
     /// Borrows thread `tid` of those stopped. `restorer` is the address of `mov $15, %rax; syscall` in the target, and
     /// `stack` what is mapped of the stack it is on.
+    ///
+    /// With `unfiltered`, its seccomp filter is suspended for as long as it is traced (PTRACE_O_SUSPEND_SECCOMP: Linux 4.3
+    /// and later with CONFIG_CHECKPOINT_RESTORE, CAP_SYS_ADMIN). A filter that does not know a system call may end the
+    /// process for it, so that killing this tracer before the thread has entered its call is not harmless then.
     pub fn borrow(
         stopped: &'t Stopped<'_>,
         tid: u32,
         restorer: u64,
         stack: Range<u64>,
+        unfiltered: bool,
     ) -> Result<Borrowed<'t>, BorrowError> {
         let saved = registers(tid)?;
         if saved.cs != CODE_64 {
@@ -107,7 +114,11 @@ impl<'t> Borrowed<'t> {
             return Err(BorrowError::NoRoom);
         }
         let frame = frame::frame(&resumed(&saved), &xstate, mask, saved.rsp, restorer);
-        plain(libc::PTRACE_SETOPTIONS, tid, libc::PTRACE_O_TRACESYSGOOD)?;
+        let suspend = if unfiltered { SUSPEND_SECCOMP } else { 0 };
+        match plain(libc::PTRACE_SETOPTIONS, tid, libc::PTRACE_O_TRACESYSGOOD | suspend) {
+            Err(Errno::PERM | Errno::INVAL) if unfiltered => return Err(BorrowError::Filtered),
+            set => set?,
+        }
         let pid = i32::try_from(stopped.pid()).ok().and_then(Pid::from_raw).ok_or(BorrowError::Ended)?;
         remote::write(pid, frame.at, &frame.bytes).map_err(Errno::from)?;
         let (whereabouts, stop_later) = (Whereabouts::Back, false);
