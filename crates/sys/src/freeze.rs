@@ -117,14 +117,20 @@ impl Drop for Frozen {
 }
 
 /// Stops every thread of process `pid`, has `job` done meanwhile by the thread that traces them, and lets them run,
-/// however `job` ends. What `job` returned, and for how long the first of them stood still, at most.
+/// however `job` ends. What `job` returned, and for how long the first of them stood still, at most. Where not all
+/// stand still within `limit`, they are let go: [`FreezeError::Stuck`].
 ///
 /// Needs what [`Frozen::stop`] needs.
 pub fn all_stopped<R: Send>(
     pid: u32,
+    limit: Duration,
     job: impl FnOnce(&Stopped) -> R + Send,
 ) -> Result<(R, Duration), FreezeError> {
-    traced(pid, Threads::stop, job)
+    let stop = |threads: &mut Threads| {
+        threads.limit = Some(limit);
+        threads.stop()
+    };
+    traced(pid, stop, job)
 }
 
 /// As [`all_stopped`], for one thread of the process while the others run.
@@ -224,11 +230,13 @@ struct Threads {
     stopped: BTreeSet<u32>,
     /// Shall stop.
     called: BTreeSet<u32>,
+    /// Within this time, all of them.
+    limit: Option<Duration>,
 }
 
 impl Threads {
     fn new(pid: u32) -> Threads {
-        Threads { pid, since: Instant::now(), stopped: BTreeSet::new(), called: BTreeSet::new() }
+        Threads { pid, since: Instant::now(), stopped: BTreeSet::new(), called: BTreeSet::new(), limit: None }
     }
 
     fn stop(&mut self) -> Result<(), FreezeError> {
@@ -277,6 +285,9 @@ impl Threads {
                 Ok(Some((tid, status))) => {
                     self.tell(tid, status);
                     last = Instant::now();
+                }
+                Ok(None) if self.limit.is_some_and(|limit| self.since.elapsed() > limit) => {
+                    return Err(FreezeError::Stuck(slowest));
                 }
                 Ok(None) if last.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
                 Ok(None) => match state(self.pid, slowest) {

@@ -13,7 +13,7 @@ use super::{Done, Options};
 use ebbtide_heaps::{Fault, Free, Live, MemorySource, PageState, Residency, glibc, luajit};
 use ebbtide_observe::process::Process;
 use ebbtide_sys::borrow::{BorrowError, Borrowed};
-use ebbtide_sys::freeze::{self, Stopped};
+use ebbtide_sys::freeze::{self, FreezeError, Stopped};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -159,8 +159,9 @@ pub(super) fn give_back(
     let (mut part, mut waited) = (0, Instant::now());
     loop {
         let body = |stopped: &Stopped<'_>| Moment { process, stopped, code, options, allocator }.stop(part);
-        let (stop, took) = match freeze::all_stopped(process.pid(), body) {
+        let (stop, took) = match freeze::all_stopped(process.pid(), options.max_stop, body) {
             Ok(stopped) => stopped,
+            Err(error @ FreezeError::Stuck(_)) => (Stop::Busy(error.to_string()), options.max_stop),
             Err(error) => {
                 done.short = Some(error.to_string());
                 return done;

@@ -1,4 +1,5 @@
 //! What these tests share: programs built from C, and a reclaim with its report.
+#![allow(dead_code)]
 
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, Root};
@@ -22,16 +23,21 @@ pub(crate) fn give_back_with(pid: u32, options: &Options) -> Report {
 
 /// Builds the C program at `source`, from this crate's directory.
 pub(crate) fn build(source: &str) -> PathBuf {
+    let name = Path::new(source).file_stem().unwrap().to_string_lossy().into_owned();
+    build_as(&name, source, &[])
+}
+
+/// The same under another name, with options.
+pub(crate) fn build_as(name: &str, source: &str, options: &[&str]) -> PathBuf {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-    let name = format!("reclaimed-{}", source.file_stem().unwrap().to_string_lossy());
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("reclaimed-{name}"));
     let age = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
     if age(&program) <= age(&source) {
         let mut gcc = Command::new("gcc");
-        gcc.args(["-O1", "-Wno-deprecated-declarations", "-fno-builtin", "-pthread", "-o"]);
-        assert!(gcc.arg(&program).arg(source).status().unwrap().success());
+        gcc.args(["-O1", "-Wno-deprecated-declarations", "-fno-builtin", "-pthread"]).args(options);
+        assert!(gcc.arg("-o").arg(&program).arg(source).status().unwrap().success());
     }
     program
 }

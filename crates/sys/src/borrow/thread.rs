@@ -317,7 +317,7 @@ impl<'t> Borrowed<'t> {
 
     /// The next stop.
     fn next(&self, deadline: Instant) -> Result<libc::c_int, BorrowError> {
-        let mut asked = 0;
+        let (began, mut asked) = (Instant::now(), 0);
         loop {
             match wait(self.tid)? {
                 Some(status) if libc::WIFSTOPPED(status) => return Ok(status),
@@ -328,7 +328,8 @@ impl<'t> Borrowed<'t> {
                     asked += 1;
                     std::thread::yield_now();
                 }
-                None => std::thread::sleep(PAUSE),
+                // The longer it takes, the less it is disturbed.
+                None => std::thread::sleep(PAUSE.max(began.elapsed() / 8)),
             }
         }
     }

@@ -1,0 +1,30 @@
+/** Threads that build and drop strings, each checked when it is dropped. Says "@ready"; answers each line with how many
+ * were wrong. */
+public class Churn {
+    static final java.util.concurrent.atomic.AtomicLong wrong = new java.util.concurrent.atomic.AtomicLong();
+
+    public static void main(String[] args) throws Exception {
+        var ready = new java.util.concurrent.CountDownLatch(3);
+        for (int t = 0; t < 3; t++) {
+            final int number = t;
+            var thread = new Thread(() -> {
+                var texts = new java.util.ArrayDeque<String>();
+                for (int step = 0; ; step++) {
+                    texts.add((number + "-" + step + " ").repeat(step % 2000));
+                    if (texts.size() > 200) {
+                        String text = texts.poll();
+                        int dash = text.indexOf(' ') + 1;
+                        if (dash > 0 && !text.equals(text.substring(0, dash).repeat(text.length() / dash))) wrong.incrementAndGet();
+                        ready.countDown();
+                    }
+                    java.util.concurrent.locks.LockSupport.parkNanos(20_000);
+                }
+            });
+            thread.setDaemon(true);
+            thread.start();
+        }
+        ready.await();
+        System.out.println("@ready");
+        for (int got; (got = System.in.read()) >= 0; ) if (got == '\n') System.out.println("@ready " + wrong.get());
+    }
+}
