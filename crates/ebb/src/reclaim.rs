@@ -28,6 +28,9 @@ pub(crate) struct ReclaimArgs {
     /// How long to wait for a moment in which its threads are at rest
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5s")]
     patience: Duration,
+    /// Have its runtime collect garbage first: a JVM. The program stops for a full collection
+    #[arg(long)]
+    gc: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -50,7 +53,8 @@ pub(crate) fn run(args: &ReclaimArgs) -> anyhow::Result<ExitCode> {
     let process = Process::open(&root, pid).map_err(gone)?;
     let status = process.status().map_err(gone)?;
     explain::with_memory(pid, &status)?;
-    let options = Options { dry_run: args.dry_run, max_stop: args.max_stop, patience: args.patience };
+    let options =
+        Options { dry_run: args.dry_run, max_stop: args.max_stop, patience: args.patience, collect: args.gc };
     let report = reclaim(&process, &options).map_err(|error| match &error {
         ReclaimError::Look(look) => heap::refused::look("reclaim", pid, Some(&status), look),
         _ => anyhow::anyhow!("nothing was done to process {pid}: {error}"),

@@ -5,12 +5,14 @@
 
 mod common;
 
-use common::{SLACK, build, give_back};
+use common::{SLACK, build, give_back, give_back_with};
 use ebbtide_observe::Bytes;
+use ebbtide_reclaim::process::Options;
 use ebbtide_reclaim::{Lever, Report};
 use ebbtide_testkit::{Child, Redis};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// Debian's library, if it is installed.
 fn library(name: &str) -> Option<PathBuf> {
@@ -123,5 +125,38 @@ fn ebbtides_own() {
         assert_eq!(child.ask("sum"), content, "{shape}");
         child.ask("end");
         let _ = std::fs::remove_file(info);
+    }
+}
+
+#[test]
+fn a_jvm() {
+    if !ebbtide_testkit::child::installed("java") {
+        return println!("skipped: java is not installed");
+    }
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/Churn.java");
+    let mut child = Child::spawn(
+        Command::new("java").args(["-Xms16m", "-Xmx600m", "-XX:+UseG1GC"]).arg(source).arg("300"),
+    );
+    let report = give_back_with(child.pid(), &Options { collect: true, ..Options::default() });
+    assert!(returned(lever(&report, "jvm-gc")) > Bytes::from_mib(40), "{report:#?}");
+    // Connected to now, it is asked again without a signal.
+    give_back(child.pid());
+    assert_eq!(child.ask("what is wrong?"), "0");
+}
+
+/// One that catches no SIGQUIT would end by it.
+#[test]
+fn jvms_that_take_no_requests() {
+    if !ebbtide_testkit::child::installed("java") {
+        return println!("skipped: java is not installed");
+    }
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/Churn.java");
+    for options in [&["-XX:+DisableAttachMechanism"][..], &["-XX:+DisableAttachMechanism", "-Xrs"]] {
+        let mut child = Child::spawn(Command::new("java").args(options).arg("-Xmx100m").arg(&source));
+        let patience = Duration::from_millis(300);
+        let report = give_back_with(child.pid(), &Options { collect: true, patience, ..Options::default() });
+        let lever = report.levers.iter().find(|lever| lever.id == "jvm-gc").unwrap();
+        assert!(lever.short.as_ref().is_some_and(|why| why.contains("takes no requests")), "{report:#?}");
+        assert_eq!(child.ask("what is wrong?"), "0", "{options:?}");
     }
 }

@@ -12,8 +12,8 @@ use common::{build, build_as};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, Root};
 use ebbtide_reclaim::process::{Options, reclaim};
-use ebbtide_testkit::child::installed;
-use ebbtide_testkit::{Child, Nginx, Redis};
+use ebbtide_testkit::child::{self, installed};
+use ebbtide_testkit::{Child, Nginx, Parent, Redis};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -42,6 +42,39 @@ fn take_back(name: &str, pid: u32) {
         "{name}: {} reclaims, {applied} levers to the end, {stops} stops, {longest:?} at most, {returned} returned",
         rounds()
     );
+}
+
+/// Not a test of its own: takes memory back from a process until it is killed.
+#[test]
+#[ignore = "plays the child programs of the other tests"]
+fn child_program() {
+    child::play(&[("reclaimer", reclaimer)]);
+}
+
+fn reclaimer(parent: &mut Parent) {
+    let process = Process::open(&Root::live().unwrap(), parent.number(0) as u32).unwrap();
+    let mut said = false;
+    for round in 0.. {
+        let max_stop = Duration::from_millis(if round % 2 == 0 { 2 } else { 200 });
+        let options = Options { max_stop, patience: Duration::from_millis(20), ..Options::default() };
+        reclaim(&process, &options).unwrap();
+        if !std::mem::replace(&mut said, true) {
+            parent.ready("");
+        }
+    }
+}
+
+/// Killed wherever it stands: looking, with threads stopped, or with one away in a call.
+#[test]
+fn a_reclaimer_that_is_killed() {
+    let mut target = Child::spawn(Command::new(build("tests/programs/storm.c")).arg("3"));
+    for round in 0..rounds() * 3 {
+        let reclaimer = Child::start("reclaimer", &[&target.pid().to_string()]);
+        // At another point each time: reading a file takes some microseconds.
+        (0..round * 97 % 1500).for_each(|_| drop(std::fs::read("/proc/self/status")));
+        drop(reclaimer);
+    }
+    assert_eq!(target.ask("what is wrong?"), "0 0");
 }
 
 fn script(name: &str) -> PathBuf {

@@ -140,6 +140,8 @@ pub struct Status {
     pub threads: u32,
     /// Seccomp mode: 0 off, 1 strict, 2 filter.
     pub seccomp: Option<u8>,
+    /// SigCgt: the signals that have handlers, signal n as bit n - 1.
+    pub caught: u64,
     /// CapEff: the capabilities that count, a bit each (linux/capability.h), in its own user namespace.
     pub capabilities: u64,
 }
@@ -185,6 +187,7 @@ impl Status {
             b"CoreDumping" => self.core_dumping = number(value) != 0,
             b"THP_enabled" => self.thp_enabled = Some(number(value) != 0),
             b"Threads" => self.threads = number(value),
+            b"SigCgt" => self.caught = scan::hex(value).unwrap_or_default(),
             b"CapEff" => self.capabilities = scan::hex(value).unwrap_or_default(),
             b"Seccomp" => self.seccomp = scan::number(value).and_then(|n| u8::try_from(n).ok()),
             _ if key.starts_with(b"Vm") || key.starts_with(b"Rss") || key == b"HugetlbPages" => {

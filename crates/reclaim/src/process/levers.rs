@@ -5,6 +5,7 @@
 use crate::report::Lever;
 use ebbtide_heaps::{Heap, Kind};
 use ebbtide_observe::Bytes;
+use ebbtide_observe::hsperf::Jvm;
 use std::time::Duration;
 
 /// A function of an allocator, by which it gives back.
@@ -35,6 +36,8 @@ pub(super) enum Way {
     Arenas { all: bool },
     /// lj_alloc's free chunks, page by page.
     Trees,
+    /// The JVM does it itself.
+    Jvm(&'static str),
 }
 
 /// `malloc_trim(0)`.
@@ -54,6 +57,10 @@ const TCMALLOC: Function = Function::plain(&["MallocExtension_ReleaseFreeMemory"
 /// `mi_collect(true)`.
 const MIMALLOC: Function = Function::plain(&["mi_collect"], "", 1);
 
+/// Of a heap this share is left free at most after a full collection (MaxHeapFreeRatio, 70 by default, of the Serial,
+/// Parallel and G1 collectors).
+const FREE_MOST: f64 = 0.7;
+
 const LOCKED: &str = "each arena is locked while it is gone through: 7 to 11 ms for 300 MB (glibc 2.36)";
 const STOPS: &str = "all threads stop for a moment, as often as it takes";
 
@@ -64,15 +71,27 @@ fn trim_takes(bytes: Bytes, chunks: u64) -> Duration {
 }
 
 /// What the levers depend on, besides the heap.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Planner {
     /// For how long a thread may be held up.
     pub(super) max_stop: Duration,
     /// Whether a seccomp filter watches its system calls: then no function is called, which makes who knows which.
     pub(super) is_filtered: bool,
+    /// What its JVM counts, if it runs one.
+    pub(super) jvm: Option<Jvm>,
 }
 
 impl Planner {
+    /// What a collection would give back of the JVM's heap, of which so much is resident: at least, because what is used
+    /// the JVM counts at collections only.
+    pub(super) fn collection(&self, resident: Bytes) -> Option<(Lever, Way)> {
+        let heap = self.jvm.as_ref()?.heap;
+        let predicted = heap.committed.min(resident) - heap.used.scaled(1.0 / (1.0 - FREE_MOST));
+        let on = "the room in the JVM's heap, and what turns out to be garbage".to_owned();
+        let cost = "the program stops for a full collection";
+        Some((Lever::planned("jvm-gc", on, predicted, cost), Way::Jvm("GC.run")))
+    }
+
     /// The levers for one heap; what else is worth knowing goes into `notes`.
     pub(super) fn levers(&self, heap: &Heap, notes: &mut Vec<String>) -> Vec<(Lever, Way)> {
         if !heap.corruptions.is_empty() {
@@ -84,6 +103,10 @@ impl Planner {
         let lever = |id, on: &str, bytes, cost| Lever::planned(id, on.to_owned(), bytes, cost);
         let takes_long = trim_takes(by_trim, heap.figures.free_chunks) > self.max_stop;
         let mut levers = match heap.kind {
+            Kind::Glibc if self.jvm.is_some() => {
+                let way = Way::Jvm("System.trim_native_heap");
+                vec![(lever("jvm-trim", "glibc's free chunks", by_trim, LOCKED), way)]
+            }
             Kind::Glibc if takes_long || self.is_filtered => {
                 let on = "glibc's free chunks and tops";
                 vec![(lever("free-pages", on, returnable, STOPS), Way::Arenas { all: true })]

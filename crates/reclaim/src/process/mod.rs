@@ -1,6 +1,6 @@
 //! What a process's allocators keep: given back from outside, without its help.
 //!
-//! Two ways. [`call`]: one thread that waits in a system call is borrowed and calls the allocator's own function;
+//! Two ways, and for a JVM a third, [`jvm`]: it is asked. [`call`]: one thread that waits in a system call is borrowed and calls the allocator's own function;
 //! everybody else runs on, and waits for a lock at most. [`pages`]: for what no function gives back, all threads are
 //! stopped for a moment, and a thread at rest makes the system call that drops exactly the pages that the allocator's
 //! books, read in that same moment, call free; each stop is short, and there are as many as it takes.
@@ -10,6 +10,7 @@
 
 mod call;
 mod code;
+mod jvm;
 mod levers;
 mod pages;
 mod rest;
@@ -29,13 +30,16 @@ pub struct Options {
     pub dry_run: bool,
     /// For how long all threads may stand still at once.
     pub max_stop: Duration,
-    /// For how long, all in all, a moment is waited for in which the process is at rest.
+    /// For how long, all in all, a moment is waited for in which the process is at rest, or an answer of its runtime.
     pub patience: Duration,
+    /// Have its runtime collect first, which stops the program for as long as that takes.
+    pub collect: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { dry_run: false, max_stop: Duration::from_millis(5), patience: Duration::from_secs(5) }
+        let (max_stop, patience) = (Duration::from_millis(5), Duration::from_secs(5));
+        Options { dry_run: false, max_stop, patience, collect: false }
     }
 }
 
@@ -69,18 +73,27 @@ pub fn reclaim(process: &Process, options: &Options) -> Result<Report, ReclaimEr
         let why = "it is a Go program: goroutines run on small pieces of its heap, where no call can be made";
         return Err(ReclaimError::Forbidden(why.to_owned()));
     }
-    let planner = Planner { max_stop: options.max_stop, is_filtered: code::is_filtered(process)? };
+    let (max_stop, is_filtered) = (options.max_stop, code::is_filtered(process)?);
+    let planner = Planner { max_stop, is_filtered, jvm: process.jvm().ok().flatten() };
+    let mut plan: Vec<(Lever, Way)> = Vec::new();
+    match planner.collection(jvm_heap(&look)) {
+        Some(collection) if options.collect => plan.push(collection),
+        Some((lever, _)) if lever.predicted > Bytes::ZERO => {
+            report.notes.push(format!("a collection would give back about {} (--gc)", lever.predicted));
+        }
+        None if options.collect => {
+            report.notes.push("it runs no JVM that could be told to collect".to_owned())
+        }
+        _ => {}
+    }
     let heaps = look.known().filter(|heap| heap.figures.returnable > Bytes::ZERO);
-    let mut plan: Vec<(Lever, Way)> =
-        heaps.flat_map(|heap| planner.levers(heap, &mut report.notes)).collect();
+    plan.extend(heaps.flat_map(|heap| planner.levers(heap, &mut report.notes)));
     report.predicted = plan.iter().map(|(lever, _)| lever.predicted).sum();
     if !options.dry_run && !plan.is_empty() {
-        let missing = || ReclaimError::Forbidden("it has no C library whose calls are known".to_owned());
-        let code = Code::find(process)?.ok_or_else(missing)?;
         let before = anonymous(process)?;
         let mut resident = before;
         for step in &mut plan {
-            apply(process, &code, options, step, &mut resident)?;
+            apply(process, options, step, &mut resident)?;
             report.longest_stop = report.longest_stop.max(step.0.longest_stop);
         }
         report.returned = Some(before - resident);
@@ -93,20 +106,24 @@ pub fn reclaim(process: &Process, options: &Options) -> Result<Report, ReclaimEr
 /// Applies `lever`; `resident` is what the process has now, and is kept up.
 fn apply(
     process: &Process,
-    code: &Code,
     options: &Options,
     (lever, way): &mut (Lever, Way),
     resident: &mut Bytes,
 ) -> Result<(), ReclaimError> {
+    let code = || {
+        let missing = || ReclaimError::Forbidden("it has no C library whose calls are known".to_owned());
+        Code::find(process)?.ok_or_else(missing)
+    };
     let done = match way {
-        Way::Call(function) => call::call(process, code, options, function),
+        Way::Jvm(command) => jvm::ask(process, command, options.patience),
+        Way::Call(function) => call::call(process, &code()?, options, function),
         Way::Arenas { all } => {
             let arenas = pages::Arenas::find(&live(process)?, *all).map_err(LookError::from)?;
-            pages::give_back(process, code, options, &arenas)
+            pages::give_back(process, &code()?, options, &arenas)
         }
         Way::Trees => {
             let states = luajit::States::find(&live(process)?).map_err(LookError::from)?;
-            pages::give_back(process, code, options, &pages::Trees(states))
+            pages::give_back(process, &code()?, options, &pages::Trees(states))
         }
     };
     (lever.longest_stop, lever.stops, lever.short) = (done.longest_stop, done.stops, done.short);
@@ -118,6 +135,12 @@ fn apply(
 
 fn live(process: &Process) -> Result<ebbtide_heaps::Live<'_>, ReadError> {
     ebbtide_heaps::Live::new(process, false)
+}
+
+/// What is resident of a JVM's own heap.
+fn jvm_heap(look: &Look) -> Bytes {
+    let heaps = look.heaps.iter().filter(|heap| heap.name.as_deref() == Some("JVM heap"));
+    heaps.map(|heap| heap.figures.resident).sum()
 }
 
 /// What giving back makes less of: anonymous memory that is resident.

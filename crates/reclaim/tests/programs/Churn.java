@@ -1,9 +1,15 @@
 /** Threads that build and drop strings, each checked when it is dropped. Says "@ready"; answers each line with how many
- * were wrong. */
+ * were wrong. With an argument it first fills so many megabytes and drops them. */
 public class Churn {
     static final java.util.concurrent.atomic.AtomicLong wrong = new java.util.concurrent.atomic.AtomicLong();
 
+    static void fill(int megabytes) {
+        var blocks = new java.util.ArrayList<byte[]>();
+        for (int n = 0; n < 4 * megabytes; n++) blocks.add(new byte[1 << 18]);
+    }
+
     public static void main(String[] args) throws Exception {
+        if (args.length > 0) fill(Integer.parseInt(args[0]));
         var ready = new java.util.concurrent.CountDownLatch(3);
         for (int t = 0; t < 3; t++) {
             final int number = t;
