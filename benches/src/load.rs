@@ -6,6 +6,7 @@
 //! whom it looks at. The server and its clients have one processor, the loop has another. Rounds alternate, so that a
 //! slower minute of the machine meets all. Invariant: the servers end with this program.
 
+use crate::measure::median;
 use anyhow::{Context, Result, ensure};
 use ebbtide_testkit::Redis;
 use rustix::io::Errno;
@@ -87,11 +88,6 @@ fn pin(n: usize) -> Result<()> {
         Ok(()) | Err(Errno::INVAL) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// A Redis on jemalloc, or with this library before it.

@@ -3,6 +3,7 @@
 
 mod heap;
 mod host;
+mod latency;
 mod load;
 mod measure;
 mod rollups;
@@ -27,6 +28,8 @@ enum Bench {
     Heap(heap::Args),
     /// A busy Redis while ebb heap looks into it
     HeapLoad(load::Args),
+    /// A server's requests while its memory is taken back, by ebb and by others
+    ReclaimLatency(latency::Args),
     /// Hold a heap
     #[command(hide = true)]
     HeapHold { shape: heap::Shape, bytes: u64 },
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Bench::Host(args) => host::run(&args),
         Bench::Heap(args) => heap::run(&args),
         Bench::HeapLoad(args) => load::run(&args),
+        Bench::ReclaimLatency(args) => latency::run(&args),
         Bench::HeapHold { shape, bytes } => heap::hold(shape, bytes),
         Bench::HeapLook { way, pid } => heap::look(way, pid),
         Bench::Rollups => rollups::run(),

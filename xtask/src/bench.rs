@@ -28,6 +28,12 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// A server's requests while its memory is taken back: by ebb, by gdb, by a thread of its own
+    ReclaimLatency {
+        /// Options of `ebbtide-benches reclaim-latency`, such as --mib or --rounds
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// ebb and ebb ps on a host with many processes, beside bare reads, smem and ps_mem
     Host {
         /// Options of `ebbtide-benches host`, such as --assert
@@ -43,13 +49,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             let release = build_release(&["ebbtide-benches"])?;
             start(Command::new(release.join("ebbtide-benches")).arg("heap").args(options))
         }
-        Bench::HeapLoad { options } => {
-            let release = build_release(&["ebb", "ebbtide-benches"])?;
-            let mut bench = Command::new(release.join("ebbtide-benches"));
-            start(bench.arg("heap-load").arg("--ebb").arg(release.join("ebb")).args(options))
+        Bench::HeapLoad { options } => beside_ebb("heap-load", options),
+        Bench::ReclaimLatency { options } => {
+            deps::provide(&[deps::BENCH])?;
+            beside_ebb("reclaim-latency", options)
         }
         Bench::Host { options } => host(options),
     }
+}
+
+/// A bench that runs ebb.
+fn beside_ebb(name: &str, options: &[String]) -> Result<ExitCode> {
+    let release = build_release(&["ebb", "ebbtide-benches"])?;
+    let mut bench = Command::new(release.join("ebbtide-benches"));
+    start(bench.arg(name).arg("--ebb").arg(release.join("ebb")).args(options))
 }
 
 fn host(options: &[String]) -> Result<ExitCode> {

@@ -85,6 +85,7 @@ pub(crate) const VM: &[Package] = &[
 /// For the benches.
 pub(crate) const BENCH: &[Package] = &[
     package("smem", "smem", "a peer of ebb ps"),
+    package("gdb", "gdb", "how memory is taken back from a process today"),
     package("python3-pip", "pip3", "brings ps_mem, another peer, from PyPI"),
     package("util-linux", "setpriv", "ends the sleeping processes when their starter is killed"),
 ];

@@ -90,16 +90,22 @@ impl Scene<'_> {
         area.path == b"[stack]" || has_guard && !is_heap
     }
 
-    /// Whether a futex may be an allocator's lock: an arena's, or one of those in the C library's own data.
+    /// Whether a futex may be an allocator's lock: an arena's, or another in the data of the library that the locks are in.
     fn is_allocators(&self, futex: u64) -> bool {
-        let in_library = |area: &Area| area.path.starts_with(b"/") || self.follows_file(area);
-        self.locks.contains(&futex) || self.source.area_at(futex).is_none_or(in_library)
+        if self.locks.contains(&futex) || self.source.area_at(futex).is_none() {
+            return true;
+        }
+        let file = self.file_of(futex);
+        file.is_some() && self.locks.iter().any(|&lock| self.file_of(lock) == file)
     }
 
-    /// Whether `area` begins where a mapping of a file ends: the rest of a library's data (.bss).
-    fn follows_file(&self, area: &Area) -> bool {
-        let before = area.range.start.checked_sub(1).and_then(|address| self.source.area_at(address));
-        before.is_some_and(|before| before.path.starts_with(b"/"))
+    /// The file whose data `address` is in: mapped from it, or right behind such a mapping, as the rest of a library's
+    /// data is (.bss).
+    fn file_of(&self, address: u64) -> Option<&[u8]> {
+        let of_file = |area: &&Area| area.path.starts_with(b"/");
+        let area = self.source.area_at(address)?;
+        let before = || self.source.area_at(area.range.start.checked_sub(1)?).filter(of_file);
+        Some(&Some(area).filter(of_file).or_else(before)?.path)
     }
 
     /// Whether there is a signal frame on the stack from `stack_pointer` on; nothing where that cannot be known.
