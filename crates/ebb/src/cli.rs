@@ -29,7 +29,7 @@ pub(crate) enum Verb {
     Ps(PsArgs),
     /// Inside a process's heaps: what lives, what is free, what could be given back
     Heap(crate::heap::HeapArgs),
-    /// Give back what a process's allocators keep, and prove it
+    /// Give back what a process, a cgroup or the host keeps, and prove it
     Reclaim(crate::reclaim::ReclaimArgs),
     /// Who makes the dentries: traces path look-ups for some seconds
     Dentries(crate::dentries::DentriesArgs),

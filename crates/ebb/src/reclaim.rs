@@ -1,35 +1,52 @@
-//! `ebb reclaim PID`: gives back what a process's allocators keep, and says what came of it.
+//! `ebb reclaim`: gives back what a process, a cgroup or the host keeps, and says what came of it. This tells the
+//! targets apart; one file for each goes about it, and all of them are recorded.
+
+mod history;
+mod host;
+mod process;
+mod recorded;
+mod text;
 
 use crate::cli::{Output, duration};
-use crate::escape::escape;
 use crate::render::{self, Page};
-use crate::{explain, heap};
-use ebbtide_observe::process::{Name, Process};
-use ebbtide_observe::{Bytes, Root};
-use ebbtide_reclaim::process::{Options, ReclaimError, reclaim};
-use ebbtide_reclaim::{Lever, Report};
+use ebbtide_observe::Root;
+use ebbtide_reclaim::Report;
+use ebbtide_reclaim::journal::Target;
 use serde::Serialize;
-use std::fmt::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// `ebb reclaim`.
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true))]
 pub(crate) struct ReclaimArgs {
     /// A process: its pid, or its name if only one has it
-    #[arg(value_name = "PID|NAME")]
-    target: String,
+    #[arg(value_name = "PID|NAME", group = "what")]
+    target: Option<String>,
+    /// The host: one kind of memory that the kernel keeps
+    #[arg(long, value_name = "WHAT", group = "what", value_enum)]
+    host: Option<host::Kind>,
+    /// With --host page-cache: only of this file, or of the files below this directory
+    #[arg(long, value_name = "FILE|DIR", requires = "host", conflicts_with_all = ["all", "target", "history"])]
+    path: Option<PathBuf>,
+    /// With --host page-cache: all of it
+    #[arg(long, requires = "host", conflicts_with_all = ["target", "history"])]
+    all: bool,
+    /// What was given back before: when, by whom, predicted and returned
+    #[arg(long, group = "what", conflicts_with_all = ["dry_run", "patience"])]
+    history: bool,
     /// Only say what would be done, what it would return and what it costs
     #[arg(long)]
     dry_run: bool,
-    /// For how long all threads may stand still at once, where that is needed
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5ms")]
-    max_stop: Duration,
-    /// How long to wait for a moment in which its threads are at rest
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5s")]
-    patience: Duration,
-    /// Have its runtime collect garbage first: a JVM. The program stops for a full collection
-    #[arg(long)]
+    /// For how long all of a process's threads may stand still at once, where that is needed [default: 5ms]
+    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with_all = ["host", "history"])]
+    max_stop: Option<Duration>,
+    /// How long to wait: for a process's threads to be at rest [default: 5s], for the kernel [default: 1m]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    patience: Option<Duration>,
+    /// Have a process's runtime collect garbage first: a JVM. The program stops for a full collection
+    #[arg(long, conflicts_with_all = ["host", "history"])]
     gc: bool,
     #[command(flatten)]
     output: Output,
@@ -39,8 +56,11 @@ pub(crate) struct ReclaimArgs {
 #[derive(Serialize)]
 struct Json<'a> {
     schema_version: u32,
-    pid: u32,
-    name: Name,
+    target: &'a Target,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
     dry_run: bool,
     #[serde(flatten)]
     report: &'a Report,
@@ -48,76 +68,23 @@ struct Json<'a> {
 
 pub(crate) fn run(args: &ReclaimArgs) -> anyhow::Result<ExitCode> {
     let root = Root::live()?;
-    let pid = explain::pid(&root, &args.target)?;
-    let gone = |_| anyhow::anyhow!("there is no process {pid}; 'ebb ps' lists them");
-    let process = Process::open(&root, pid).map_err(gone)?;
-    let status = process.status().map_err(gone)?;
-    explain::with_memory(pid, &status)?;
-    let options =
-        Options { dry_run: args.dry_run, max_stop: args.max_stop, patience: args.patience, collect: args.gc };
-    let report = reclaim(&process, &options).map_err(|error| match &error {
-        ReclaimError::Look(look) => heap::refused::look("reclaim", pid, Some(&status), look),
-        _ => anyhow::anyhow!("nothing was done to process {pid}: {error}"),
-    })?;
-    if args.output.json {
-        let name = status.name;
-        render::print_json(&Json { schema_version: 1, pid, name, dry_run: args.dry_run, report: &report })?;
-    } else {
-        render::print(&text(Page::of_stdout(), pid, &status.name, &report))?;
+    if args.history {
+        return history::run(args.output.json);
     }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn text(page: Page, pid: u32, name: &Name, report: &Report) -> String {
-    let mut out = String::new();
-    let name = escape(&name.to_string()).into_owned();
-    let mut line = |indent, text: String| render::wrap(&mut out, page, indent, indent + 2, &text);
-    let Report { predicted, returned, longest_stop, elapsed, .. } = report;
-    line(
-        0,
-        match returned {
-            Some(returned) => format!(
-                "{name} (pid {pid}): {returned} of {predicted} came back in {}; no thread was held up longer than {}.",
-                time(*elapsed),
-                time(*longest_stop)
-            ),
-            None if *predicted == Bytes::ZERO => format!("{name} (pid {pid}): nothing to give back."),
-            None => format!("{name} (pid {pid}): {predicted} would come back."),
-        },
-    );
-    for lever in &report.levers {
-        line(2, said(lever));
-    }
-    for note in &report.notes {
-        line(2, note.clone());
-    }
-    out
-}
-
-fn said(lever: &Lever) -> String {
-    let Lever { id, on, predicted, returned, cost, longest_stop, stops, short } = lever;
-    let mut text = match returned {
-        None => format!("{id}: {predicted} of {on}; {cost}"),
-        Some(returned) => {
-            let times = if *stops == 1 { "once".to_owned() } else { format!("{stops} times") };
-            format!(
-                "{id}: {returned} of {predicted} of {on}, stopped {times}, {} at most",
-                time(*longest_stop)
-            )
+    let (target, report) = match (&args.target, args.host) {
+        (Some(process), _) => process::run(&root, process, args)?,
+        (None, Some(kind)) => host::run(&root, kind, args)?,
+        (None, None) => {
+            anyhow::bail!("reclaim what? Give a PID or a NAME, or --host WHAT ('ebb ps' lists processes)")
         }
     };
-    if let Some(why) = short {
-        let _ = write!(text, "; not to the end: {why}");
-    } else if lever.fell_short() {
-        text.push_str("; less than half of what was predicted: it works, and has taken new memory or used these pages again");
+    if args.output.json {
+        let (pid, name) = (target.pid, target.pid.and(target.name.as_deref()));
+        let json =
+            Json { schema_version: 1, target: &target, pid, name, dry_run: args.dry_run, report: &report };
+        render::print_json(&json)?;
+    } else {
+        render::print(&text::text(Page::of_stdout(), &target, &report))?;
     }
-    text
-}
-
-fn time(time: Duration) -> String {
-    match time.as_secs_f64() {
-        seconds if seconds >= 1.0 => format!("{seconds:.1} s"),
-        seconds if seconds >= 0.01 => format!("{:.0} ms", seconds * 1e3),
-        seconds => format!("{:.1} ms", seconds * 1e3),
-    }
+    Ok(ExitCode::SUCCESS)
 }

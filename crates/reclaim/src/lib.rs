@@ -5,7 +5,14 @@
 //! steps that need it are in `ebbtide-sys`.
 #![forbid(unsafe_code)]
 
+pub mod host;
+pub mod journal;
+mod knob;
 pub mod process;
+mod refused;
 mod report;
+mod slow;
 
-pub use report::{Lever, Report};
+pub use refused::{LeverError, Refusal};
+pub use report::{Blocks, Lever, Report};
+pub use slow::Terms;

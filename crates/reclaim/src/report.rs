@@ -2,12 +2,12 @@
 
 use ebbtide_observe::Bytes;
 use serde::{Serialize, Serializer};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One lever: planned, and where it was applied, what it did.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Lever {
-    /// A stable name: "malloc-trim", "arena-tops", "lua-pages".
+    /// A stable name: "malloc-trim", "arena-tops", "lua-pages", "dentries" ... (schema/reclaim.schema.json).
     pub id: &'static str,
     /// What it acts on, for people.
     pub on: String,
@@ -27,6 +27,23 @@ pub struct Lever {
     /// Why it was not applied, or not to the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub short: Option<String>,
+    /// What it makes, where that is no memory.
+    #[serde(flatten)]
+    pub blocks: Option<Blocks>,
+    /// The command that takes it back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub undo: Option<String>,
+}
+
+/// Free blocks as large as a huge page, which compaction puts together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Blocks {
+    /// How many more there would be.
+    #[serde(rename = "predicted_blocks")]
+    pub predicted: u64,
+    /// How many more there are; `None` where it was not applied.
+    #[serde(rename = "made_blocks")]
+    pub made: Option<u64>,
 }
 
 impl Lever {
@@ -41,12 +58,15 @@ impl Lever {
             longest_stop: Duration::ZERO,
             stops: 0,
             short: None,
+            blocks: None,
+            undo: None,
         }
     }
 
     /// Whether it returned less than half of what was predicted, which is worth being told.
     pub fn fell_short(&self) -> bool {
-        self.returned.is_some_and(|returned| returned < self.predicted.scaled(0.5))
+        let blocks = self.blocks.is_some_and(|b| b.made.is_some_and(|made| made < b.predicted / 2));
+        blocks || self.returned.is_some_and(|returned| returned < self.predicted.scaled(0.5))
     }
 }
 
@@ -69,6 +89,21 @@ pub struct Report {
     pub levers: Vec<Lever>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
+}
+
+impl Report {
+    /// The report of levers that hold no thread up, begun at `began`: their sums.
+    pub(crate) fn of(levers: Vec<Lever>, notes: Vec<String>, began: Instant) -> Report {
+        let applied = levers.iter().any(|lever| lever.returned.is_some());
+        Report {
+            predicted: levers.iter().map(|lever| lever.predicted).sum(),
+            returned: applied.then(|| levers.iter().filter_map(|lever| lever.returned).sum()),
+            longest_stop: Duration::ZERO,
+            elapsed: began.elapsed(),
+            levers,
+            notes,
+        }
+    }
 }
 
 fn micros<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -10,6 +10,7 @@ mod environments;
 mod heap;
 mod heaps;
 mod programs;
+mod reclaim;
 mod targets;
 
 use serde_json::Value;
@@ -31,8 +32,13 @@ fn in_order(mut command: Command, arguments: &[&str]) -> Command {
     for variable in ["NO_COLOR", "CLICOLOR_FORCE", "CLICOLOR"] {
         command.env_remove(variable);
     }
-    command.args(arguments).env("COLUMNS", "80").stdin(Stdio::null());
+    command.args(arguments).env("COLUMNS", "80").env("EBB_STATE", state()).stdin(Stdio::null());
     command
+}
+
+/// Where the journals of tests go, not to be mixed with what people did on this machine.
+fn state() -> &'static str {
+    concat!(env!("CARGO_TARGET_TMPDIR"), "/state")
 }
 
 /// What came of a run.

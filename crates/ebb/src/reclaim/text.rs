@@ -1,0 +1,154 @@
+//! A reclaim's report for people: what came back beside what was predicted, lever by lever.
+
+use crate::escape::escape;
+use crate::render::{self, Page};
+use ebbtide_observe::Bytes;
+use ebbtide_reclaim::journal::Target;
+use ebbtide_reclaim::{Lever, Report};
+use std::fmt::Write;
+use std::time::Duration;
+
+pub(super) fn text(page: Page, target: &Target, report: &Report) -> String {
+    let mut out = String::new();
+    let line = |out: &mut String, indent, text: &str| {
+        render::wrap(out, page, indent, indent + 2, &escape(text));
+    };
+    line(&mut out, 0, &format!("{}: {}", named(target), summary(report)));
+    for lever in &report.levers {
+        line(&mut out, 2, &said(lever, target.pid.is_some()));
+        if let Some(undo) = &lever.undo {
+            // A command is not broken: it is copied.
+            let _ = writeln!(out, "    undo: {}", escape(undo));
+        }
+    }
+    for note in &report.notes {
+        line(&mut out, 2, note);
+    }
+    out
+}
+
+/// A target in a few words.
+pub(super) fn named(target: &Target) -> String {
+    let name = target.name.as_deref().unwrap_or_default();
+    match (target.pid, &target.path) {
+        (Some(pid), _) => format!("{name} (pid {pid})"),
+        (None, Some(path)) if name.is_empty() => format!("{} {path}", target.kind),
+        (None, Some(path)) => format!("{name} of {path}"),
+        (None, None) => name.to_owned(),
+    }
+}
+
+fn summary(report: &Report) -> String {
+    let Report { predicted, returned, longest_stop, elapsed, levers, .. } = report;
+    let blocks = levers.iter().find_map(|lever| lever.blocks);
+    match (returned, blocks) {
+        (Some(_), Some(blocks)) => format!(
+            "{} of {} free blocks were made in {}.",
+            blocks.made.unwrap_or(0),
+            blocks.predicted,
+            time(*elapsed)
+        ),
+        (None, Some(blocks)) => format!("{} more free blocks could be made.", blocks.predicted),
+        (Some(returned), None) => {
+            let stops = match longest_stop.is_zero() {
+                true => String::new(),
+                false => format!("; no thread was held up longer than {}", time(*longest_stop)),
+            };
+            format!("{returned} of {predicted} came back in {}{stops}.", time(*elapsed))
+        }
+        (None, None) if *predicted == Bytes::ZERO => "nothing to give back.".to_owned(),
+        (None, None) => format!("{predicted} would come back."),
+    }
+}
+
+fn said(lever: &Lever, process: bool) -> String {
+    let Lever { id, on, predicted, returned, cost, longest_stop, stops, short, blocks, .. } = lever;
+    let mut text = match (returned, blocks) {
+        (None, None) => format!("{id}: {predicted} of {on}; {cost}"),
+        (None, Some(_)) => format!("{id}: {on}; {cost}"),
+        (Some(_), Some(_)) => format!("{id}: {on}"),
+        (Some(returned), None) => format!("{id}: {returned} of {predicted} of {on}"),
+    };
+    if returned.is_some() && *stops > 0 {
+        let times = if *stops == 1 { "once".to_owned() } else { format!("{stops} times") };
+        let _ = write!(text, ", stopped {times}, {} at most", time(*longest_stop));
+    }
+    if let Some(why) = short {
+        let _ = write!(text, "; not to the end: {why}");
+    } else if lever.fell_short() {
+        text.push_str("; less than half of what was predicted: ");
+        text.push_str(match process {
+            true => "it works, and has taken new memory or used these pages again",
+            false => "what was counted is in use, or was taken again at once",
+        });
+    }
+    text
+}
+
+pub(super) fn time(time: Duration) -> String {
+    match time.as_secs_f64() {
+        seconds if seconds >= 1.0 => format!("{seconds:.1} s"),
+        seconds if seconds >= 0.01 => format!("{:.0} ms", seconds * 1e3),
+        seconds => format!("{:.1} ms", seconds * 1e3),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ebbtide_reclaim::Blocks;
+
+    const PAGE: Page = Page { width: 80 };
+
+    fn report(lever: Lever) -> Report {
+        Report {
+            predicted: lever.predicted,
+            returned: lever.returned,
+            longest_stop: lever.longest_stop,
+            elapsed: Duration::from_millis(270),
+            levers: vec![lever],
+            notes: vec!["one note".to_owned()],
+        }
+    }
+
+    fn host(name: &str) -> Target {
+        Target { kind: "host".to_owned(), name: Some(name.to_owned()), ..Target::default() }
+    }
+
+    #[test]
+    fn what_would_be_and_what_was() {
+        let on = "dentries and inodes of 3 file systems".to_owned();
+        let mut lever = Lever::planned("dentries", on, Bytes::from_mib(113), "they are looked up again");
+        assert_eq!(
+            text(PAGE, &host("dentries"), &report(lever.clone())),
+            "dentries: 113 MiB would come back.\n  \
+             dentries: 113 MiB of dentries and inodes of 3 file systems; they are looked up\n    again\n  one note\n"
+        );
+        lever.returned = Some(Bytes::from_mib(50));
+        let said = text(PAGE, &host("dentries"), &report(lever));
+        assert!(said.starts_with("dentries: 50.0 MiB of 113 MiB came back in 270 ms.\n"), "{said}");
+        assert!(said.contains("; less than half of"), "{said}");
+    }
+
+    #[test]
+    fn blocks_and_undo() {
+        let mut lever = Lever::planned("compaction", "free memory".to_owned(), Bytes::ZERO, "");
+        lever.blocks = Some(Blocks { predicted: 40, made: Some(38) });
+        lever.returned = Some(Bytes::ZERO);
+        lever.undo = Some("echo 9 > /x".to_owned());
+        assert_eq!(
+            text(PAGE, &host("compaction"), &report(lever)),
+            "compaction: 38 of 40 free blocks were made in 270 ms.\n  compaction: free memory\n    undo: echo \
+             9 > /x\n  one note\n"
+        );
+    }
+
+    #[test]
+    fn hostile_names_are_harmless() {
+        let target =
+            Target { kind: "cgroup".to_owned(), path: Some("/a\x1b[2J\n".to_owned()), ..Target::default() };
+        let lever = Lever::planned("memory-reclaim", "x\x1b[31m".to_owned(), Bytes::ZERO, "");
+        let said = text(PAGE, &target, &report(lever));
+        assert!(!said.contains('\x1b') && said.contains("nothing to give back"), "{said}");
+    }
+}

@@ -1,0 +1,103 @@
+//! `ebb reclaim` of what is not a process: targets told apart, plans, files that are really dropped, and the journal.
+
+use crate::{ebb, run, skipped};
+use ebbtide_testkit::child::is_root;
+use serde_json::Value;
+use std::io::Write;
+use std::path::Path;
+
+#[test]
+fn targets_exclude_each_other_and_say_what_they_lack() {
+    for arguments in [
+        &["reclaim"][..],
+        &["reclaim", "1", "--host", "dentries"],
+        &["reclaim", "--host", "dentries", "--history"],
+        &["reclaim", "--history", "--dry-run"],
+        &["reclaim", "--host", "everything"],
+        &["reclaim", "--host", "page-cache"],
+        &["reclaim", "--host", "dentries", "--all"],
+        &["reclaim", "--host", "dentries", "--path", "/tmp"],
+        &["reclaim", "--host", "page-cache", "--path", "/tmp", "--all"],
+        &["reclaim", "--host", "page-cache", "--path", "/no/such/directory"],
+        &["reclaim", "--host", "dentries", "--max-stop", "1ms"],
+        &["reclaim", "1", "--path", "/tmp"],
+    ] {
+        run(&mut ebb(arguments)).refused();
+    }
+}
+
+#[test]
+fn plans_change_nothing() {
+    for what in [&["dentries"][..], &["page-cache", "--all"], &["compaction"], &["hugetlb"]] {
+        let plan = run(ebb(&["reclaim", "--dry-run", "--json", "--host"]).args(what)).json("reclaim");
+        assert_eq!((&plan["dry_run"], &plan["returned_bytes"]), (&Value::Bool(true), &Value::Null));
+        assert_eq!((&plan["target"]["kind"], &plan["target"]["name"]), (&"host".into(), &what[0].into()));
+        let text = run(ebb(&["reclaim", "--dry-run", "--host"]).args(what));
+        assert!(text.code == 0 && text.out.starts_with(what[0]), "{text:?}");
+    }
+}
+
+/// `pages` pages in a file on a disk, all of them written.
+fn file(path: &Path, pages: usize) {
+    let mut file = std::fs::File::create(path).unwrap();
+    file.write_all(&vec![7; pages * rustix::param::page_size()]).unwrap();
+    file.sync_all().unwrap();
+}
+
+#[test]
+fn the_cache_of_files_is_dropped_and_recorded() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let files = dir.path().join("a\x1b[2Jb");
+    std::fs::create_dir(&files).unwrap();
+    file(&files.join("one"), 1000);
+    let state = dir.path().join("state");
+    let with_state = |arguments: &[&str]| {
+        let mut command = ebb(arguments);
+        command.env("EBB_STATE", &state);
+        command
+    };
+    let none = run(&mut with_state(&["reclaim", "--history"]));
+    assert!(none.code == 0 && none.out.contains("Nothing was given back yet"), "{none:?}");
+    let arguments = ["reclaim", "--json", "--host", "page-cache", "--path", files.to_str().unwrap()];
+    let done = run(&mut with_state(&arguments)).json("reclaim");
+    assert_eq!(done["predicted_bytes"], 1000 * rustix::param::page_size());
+    assert_eq!(done["returned_bytes"], done["predicted_bytes"]);
+    let history = run(&mut with_state(&["reclaim", "--history", "--json"])).json("reclaim-history");
+    let [entry] = &history["entries"].as_array().unwrap()[..] else { panic!("{history:#}") };
+    assert_eq!((&entry["outcome"], &entry["returned_bytes"]), (&"done".into(), &done["returned_bytes"]));
+    assert_eq!(entry["by"]["uid"], rustix::process::geteuid().as_raw());
+    let shown = run(&mut with_state(&["reclaim", "--history"]));
+    crate::assert_harmless(&shown.out);
+    assert!(shown.out.contains("done") && shown.out.contains("page-cache"), "{shown:?}");
+}
+
+#[test]
+fn a_journal_that_cannot_be_written_is_a_warning() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    file(&dir.path().join("one"), 10);
+    let blocked = dir.path().join("one/state");
+    let mut command = ebb(&["reclaim", "--host", "page-cache", "--path", dir.path().to_str().unwrap()]);
+    let done = run(command.env("EBB_STATE", &blocked));
+    assert!(done.code == 0 && done.out.starts_with("page-cache of "), "{done:?}");
+    assert_eq!(done.err.matches("not recorded").count(), 1, "{done:?}");
+}
+
+#[test]
+fn who_is_not_root_is_told_what_is_missing() {
+    if !is_root() {
+        return skipped("another user is needed, which takes root");
+    }
+    use std::os::unix::process::CommandExt;
+    // Not below the target directory, which another user may not enter.
+    let program = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(program.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let copy = program.path().join("ebb");
+    std::fs::copy(env!("CARGO_BIN_EXE_ebb"), &copy).unwrap();
+    let mut command = std::process::Command::new(&copy);
+    command.args(["reclaim", "--host", "dentries"]).env_remove("HOME").env_remove("EBB_STATE");
+    command.env_remove("XDG_STATE_HOME").uid(65534).gid(65534);
+    let refused = run(&mut command);
+    let said = refused.refused();
+    assert!(said.contains("user 0") && said.contains("try 'sudo ebb reclaim --host dentries'"), "{said}");
+    assert!(said.contains("not recorded: this user has no home"), "{said}");
+}
