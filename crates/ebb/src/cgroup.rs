@@ -16,8 +16,8 @@ const PROCESSES: usize = 4096;
 
 /// A cgroup with its hierarchy.
 pub(crate) struct Chosen {
-    hierarchy: Hierarchy,
-    path: PathBuf,
+    pub(crate) hierarchy: Hierarchy,
+    pub(crate) path: PathBuf,
 }
 
 impl Chosen {

@@ -2,6 +2,7 @@
 
 use crate::looks::Budget;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use ebbtide_observe::Bytes;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -115,6 +116,22 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// "4096", "512M", "1.5G": bytes, in binary units; at most 64 TiB.
+pub(crate) fn size(text: &str) -> Result<Bytes, String> {
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let unit = match unit.trim() {
+        "" | "B" => Bytes(1),
+        "K" | "KiB" => Bytes::from_kib(1),
+        "M" | "MiB" => Bytes::from_mib(1),
+        "G" | "GiB" => Bytes::from_gib(1),
+        other => return Err(format!("'{other}' is no unit of memory: use K, M or G")),
+    };
+    let number = number.parse::<f64>().map_err(|_| format!("'{number}' is no number"))?;
+    let bytes = unit.scaled(number);
+    if bytes <= Bytes::from_gib(64 << 10) { Ok(bytes) } else { Err("it must be at most 65536G".to_owned()) }
+}
+
 /// `ebb ps`.
 #[derive(Debug, Args)]
 pub(crate) struct PsArgs {
@@ -192,6 +209,16 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("4096"), Ok(Bytes(4096)));
+        assert_eq!(size("1.5G"), Ok(Bytes::from_mib(1536)));
+        assert_eq!(size("32 MiB"), Ok(Bytes::from_mib(32)));
+        for wrong in ["", "M", "-1M", "5T", "1e9", "nan", "65537G", "99999999999999999999999G"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

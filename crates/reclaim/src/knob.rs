@@ -28,10 +28,19 @@ pub(crate) enum Written {
 impl Knob {
     /// `path` of this root, which takes `right`.
     pub(crate) fn open(root: &Root, path: &str, right: Right) -> Result<Knob, LeverError> {
-        let path = root.path(path);
+        Knob::at(root.path(path), right)
+    }
+
+    /// The file at `path`, which takes `right`.
+    pub(crate) fn at(path: PathBuf, right: Right) -> Result<Knob, LeverError> {
         let file = File::options().write(true).open(&path);
         let file = file.map_err(|error| Refusal::io(&path, &error, &[right]))?;
         Ok(Knob { path, file, right })
+    }
+
+    /// The open file, for who writes in ways of its own.
+    pub(crate) fn into_file(self) -> File {
+        self.file
     }
 
     /// Writes `text` in one call.

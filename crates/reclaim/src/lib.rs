@@ -5,13 +5,16 @@
 //! steps that need it are in `ebbtide-sys`.
 #![forbid(unsafe_code)]
 
+pub mod cgroup;
 pub mod host;
 pub mod journal;
 mod knob;
+pub mod pageout;
 pub mod process;
 mod refused;
 mod report;
 mod slow;
+mod swap;
 
 pub use refused::{LeverError, Refusal};
 pub use report::{Blocks, Lever, Report};
