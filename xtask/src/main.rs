@@ -43,6 +43,8 @@ enum Task {
     Fill(vm_test::fill::Args),
     #[command(hide = true)]
     Fork,
+    #[command(hide = true)]
+    Levers(vm_test::levers::Args),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Task::VmTest(args) => vm_test::run(&args),
         Task::Fill(args) => vm_test::fill::run(&args),
         Task::Fork => vm_test::fork::run(),
+        Task::Levers(args) => vm_test::levers::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -4,6 +4,7 @@
 pub(crate) mod fill;
 pub(crate) mod fork;
 mod ledger;
+pub(crate) mod levers;
 
 use crate::vm::{Kernel, Output, Release, Vm};
 use crate::vm_command::size;
@@ -83,6 +84,7 @@ fn cases(args: &Args) -> Vec<Case> {
     cases.push(with_kernel("fork", Release::Bookworm, fork::check));
     for release in Release::ALL {
         cases.push(with_kernel("guest", release, guest));
+        cases.push(with_kernel("levers", release, levers::check));
         cases.push(with_kernel("ledger", release, move |kernel| ledger::check(kernel, memory, fill)));
     }
     cases

@@ -211,6 +211,34 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// Every command that a finding or a page about a cause tells people to run is one.
+    #[test]
+    fn what_people_are_told_to_run_exists() {
+        let explain = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../explain");
+        let (mut seen, mut wrong) = (0, Vec::new());
+        for dir in ["causes", "src/rules"] {
+            for file in std::fs::read_dir(explain.join(dir)).unwrap() {
+                let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+                let ends = ['`', '"', ';', '\n'];
+                for (at, _) in text.match_indices("ebb reclaim").chain(text.match_indices("ebb explain -")) {
+                    let command =
+                        text[at..].split(ends).next().unwrap().replace("\\", "").replace("WHAT", "dentries");
+                    // What a format string puts in.
+                    let words = command
+                        .split(['{', '}'])
+                        .enumerate()
+                        .map(|(n, part)| if n % 2 == 1 { "1" } else { part });
+                    let words: String = words.collect();
+                    seen += 1;
+                    if let Err(error) = Cli::try_parse_from(words.split_whitespace()) {
+                        wrong.push(format!("{words}: {error}"));
+                    }
+                }
+            }
+        }
+        assert!(seen >= 10 && wrong.is_empty(), "{seen} seen: {wrong:#?}");
+    }
+
     #[test]
     fn sizes() {
         assert_eq!(size("4096"), Ok(Bytes(4096)));

@@ -62,12 +62,7 @@ fn host() -> Report {
     .not(Cause::Leak, "no process holds it: it is not in any RSS")
     .not(Cause::KernelLeak, "SReclaimable, not SUnreclaim: the kernel has a shrinker for it")
     .lever("find-producer", "ebb dentries --who 5s", Bytes::ZERO, "names the programs and directories")
-    .lever(
-        "drop",
-        "sync; echo 2 > /proc/sys/vm/drop_caches",
-        bytes.scaled(0.9),
-        "looked up again from disk",
-    );
+    .lever("drop", "ebb reclaim --host dentries", bytes.scaled(0.9), "looked up again from disk");
     let twice = Finding::new(
         Cause::CountedTwice,
         Bytes::from_mib(1_024),
@@ -82,7 +77,7 @@ fn host() -> Report {
         .not(Cause::Leak, "MemFree is as large as ever")
         .lever(
             "compact",
-            "echo 1 > /proc/sys/vm/compact_memory; cat /proc/buddyinfo /proc/pagetypeinfo",
+            "ebb reclaim --host compaction; cat /proc/buddyinfo /proc/pagetypeinfo",
             Bytes::from_mib(100),
             "stalls for milliseconds",
         );

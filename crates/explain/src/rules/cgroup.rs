@@ -3,7 +3,7 @@
 use super::{caps, worth};
 use crate::{Cause, Finding, count};
 use ebbtide_observe::Bytes;
-use ebbtide_observe::cgroup::CgroupSample;
+use ebbtide_observe::cgroup::{CgroupSample, Version};
 use ebbtide_observe::host::HostSample;
 
 /// What the rules about a cgroup look at.
@@ -112,19 +112,28 @@ fn page_cache(group: &Group) -> Option<Finding> {
          it was used twice. The kernel drops it before it kills anything; what the group needs is its anonymous memory, {}.",
         stat.anon.unwrap_or_default()
     );
-    let v2 = group.sample.version == ebbtide_observe::cgroup::Version::V2;
-    let (command, clean) = if v2 {
-        (format!("echo {} > memory.reclaim", bytes.0), bytes - dirty)
-    } else {
-        ("echo 0 > memory.force_empty".to_owned(), bytes - dirty)
-    };
+    let clean = bytes - dirty;
     Some(
         Finding::new(Cause::PageCache, bytes, 0.93, summary)
             .evidence(group.file("memory.stat"), format!("active_file {active}, inactive_file {inactive}, anon {}", stat.anon.unwrap_or_default()))
             .evidence(group.file("memory.current"), format!("{}, limit {}", group.current(), shown(group.limit)))
             .not(Cause::Leak, "file pages: the group's programs read or wrote files, and the kernel keeps them while there is room")
-            .lever("reclaim-cache", command, clean, "files are read from disk again"),
+            .lever("reclaim-cache", reclaim(group, clean), clean, "files are read from disk again"),
     )
+}
+
+/// The command that takes `bytes` from the group. Version 1 cannot be told how much: there it takes all it can.
+fn reclaim(group: &Group, bytes: Bytes) -> String {
+    let path = group.sample.path.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:@".contains(c);
+    let path = match path.chars().all(plain) {
+        true => path.into_owned(),
+        false => format!("'{}'", path.replace('\'', r"'\''")),
+    };
+    match group.sample.version {
+        Version::V1 => format!("ebb reclaim --cgroup {path}"),
+        Version::V2 => format!("ebb reclaim --cgroup {path} --bytes {}", bytes.0),
+    }
 }
 
 fn shmem(group: &Group) -> Option<Finding> {
@@ -225,7 +234,7 @@ fn slab(group: &Group) -> Option<Finding> {
             )
             .lever(
                 "reclaim-slab",
-                format!("echo {} > memory.reclaim", bytes.0),
+                reclaim(group, bytes),
                 bytes.scaled(0.8),
                 "page cache of the group goes first",
             ),

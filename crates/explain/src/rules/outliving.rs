@@ -44,7 +44,7 @@ fn dying(host: &Host) -> Option<Finding> {
             .not(Cause::Leak, "no process is in them")
             .lever(
                 "drop-pins",
-                "sync; echo 3 > /proc/sys/vm/drop_caches",
+                "sync; ebb reclaim --host page-cache --all; ebb reclaim --host dentries",
                 bytes.scaled(0.8),
                 "all clean page cache is read again from disk",
             ),

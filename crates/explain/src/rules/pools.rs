@@ -19,19 +19,14 @@ pub(super) fn reserved(host: &Host) -> Vec<Finding> {
         let says = format!("{} pages, {} free, {} of them promised", pool.total, pool.free, pool.reserved);
         finding = finding.evidence(format!("/sys/kernel/mm/hugepages, {} pages", pool.page), says);
     }
-    for pool in host.sample.huge_pools.iter().filter(|pool| pool.idle() > Bytes::ZERO) {
-        let keep = pool.total.saturating_sub(pool.free.saturating_sub(pool.reserved));
-        let kib = pool.page.0 / 1024;
-        let command = format!("echo {keep} > /sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages");
-        finding = finding.lever(
-            "shrink-pool",
-            command,
-            pool.idle(),
-            "a program that starts later and wants them may not get them",
-        );
-    }
     vec![
         finding
+            .lever(
+                "shrink-pool",
+                "ebb reclaim --host hugetlb",
+                idle,
+                "a program that starts later and wants them may not get them",
+            )
             .not(Cause::Leak, "set aside at boot or by vm.nr_hugepages, not lost")
             .not(Cause::KernelLeak, "HugePages_Free accounts for it"),
     ]
@@ -91,7 +86,7 @@ pub(super) fn fragmented(host: &Host) -> Vec<Finding> {
             .not(Cause::Leak, "the memory is free; it is only in small pieces")
             .lever(
                 "compact",
-                "echo 1 > /proc/sys/vm/compact_memory",
+                "ebb reclaim --host compaction",
                 Bytes::ZERO,
                 "moves movable pages together; takes kernel time, frees nothing",
             ),

@@ -81,7 +81,7 @@ fn large_caches(host: &Host) -> Finding {
     .lever("drop-dentries", DROP, returned, DROP_RISK)
 }
 
-const DROP: &str = "sync; echo 2 > /proc/sys/vm/drop_caches";
+const DROP: &str = "ebb reclaim --host dentries";
 const DROP_RISK: &str = "every dentry and inode in use by nobody is looked up again from disk afterwards";
 
 /// A slab page goes back only with its last object: measured 0.97 of the bytes of unused dentries made in one
