@@ -81,7 +81,7 @@ pub(super) fn run(group: &mut impl Steps, predicted: Bytes, floor: Bytes, anon: 
         group.rest();
         let after = group.look()?;
         stop(&answer, step, &before, &after, usual)?;
-        left = left - step;
+        left -= step;
         before = after;
     }
     Ok(())
@@ -172,9 +172,9 @@ mod tests {
             assert!(bytes <= STEP && bytes > Bytes::ZERO);
             self.asked.push(bytes);
             let taken = bytes.min(self.now.current - self.least);
-            self.now.current = self.now.current - taken;
+            self.now.current -= taken;
             if anon {
-                self.now.swap_room = self.now.swap_room - taken;
+                self.now.swap_room -= taken;
             }
             self.now.refaults += Pages(self.refaults);
             match &self.answer {

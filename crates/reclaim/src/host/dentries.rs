@@ -9,6 +9,7 @@ use crate::report::{Lever, Report};
 use crate::slow::{Terms, settled};
 use ebbtide_observe::host::{DentryState, Meminfo, Slabs};
 use ebbtide_observe::{Bytes, ReadError, Root, page_size, scan};
+use rustix::io::Errno;
 use std::time::Instant;
 
 const SHRINKERS: &str = "sys/kernel/debug/shrinker";
@@ -42,18 +43,15 @@ pub(super) fn reclaim(root: &Root, terms: &mut Terms) -> Result<Report, LeverErr
     let mut lever = Lever::planned("dentries", on, predicted, cost);
     if !terms.dry_run {
         let before = reclaimable(root)?;
-        let so_far = |elapsed, watch: &mut dyn FnMut(_, _)| {
-            watch(elapsed, before - reclaimable(root).unwrap_or(before));
-        };
         if shrinkers.is_empty() {
             let knob = Knob::open(root, DROP_CACHES, Right::User0)?;
-            let mut tick = |elapsed| so_far(elapsed, terms.watch);
+            let mut tick = |elapsed| (terms.watch)(elapsed, before - reclaimable(root).unwrap_or(before));
             if knob.write_apart("2", terms.patience, &mut tick)? == Written::StillAtIt {
                 lever.short =
                     Some("the kernel still works at it; what it has returned so far is counted".to_owned());
             }
         } else {
-            lever.short = shrink(root, &shrinkers, began, terms, &so_far)?;
+            lever.short = shrink(root, &shrinkers, began, before, terms)?;
         }
         let after = settled(|| reclaimable(root).unwrap_or(before));
         lever.returned = Some(before - after);
@@ -115,39 +113,26 @@ fn shrink(
     root: &Root,
     shrinkers: &[String],
     began: Instant,
+    before: Bytes,
     terms: &mut Terms,
-    so_far: &dyn Fn(std::time::Duration, &mut dyn FnMut(std::time::Duration, Bytes)),
 ) -> Result<Option<String>, LeverError> {
     let mut last = u64::MAX;
-    let mut told = Instant::now();
     for _ in 0..PASSES {
         let mut found = 0;
         for name in shrinkers {
             // A file system that was unmounted meanwhile has no shrinker.
             let Ok(counts) = counts(root, name) else { continue };
             let mut knob = match Knob::open(root, &format!("{SHRINKERS}/{name}/scan"), Right::DacOverride) {
-                Err(LeverError::Refused(refusal)) if refusal.errno == rustix::io::Errno::NOENT => continue,
+                Err(LeverError::Refused(refusal)) if refusal.errno == Errno::NOENT => continue,
                 knob => knob?,
             };
             for count in counts {
                 found += count.objects;
-                let mut left = count.objects;
-                while left > 0 {
-                    let batch = left.min(BATCH);
-                    left -= batch;
-                    // EINVAL, ENOENT: the cgroup has been removed since it was counted.
-                    if knob.write(&format!("{} {} {batch}\n", count.cgroup, count.node)).is_err() {
-                        break;
-                    }
-                    if began.elapsed() > terms.patience {
-                        return Ok(Some("it took longer than the time given for it (--patience)".to_owned()));
-                    }
-                    if told.elapsed().as_secs() > 0 {
-                        told = Instant::now();
-                        so_far(began.elapsed(), terms.watch);
-                    }
+                if !count.ask(&mut knob, || began.elapsed() <= terms.patience) {
+                    return Ok(Some("it took longer than the time given for it (--patience)".to_owned()));
                 }
             }
+            (terms.watch)(began.elapsed(), before - reclaimable(root)?);
         }
         // What is in use by then is counted again and again.
         if found == 0 || found >= last {
@@ -164,6 +149,25 @@ struct Count {
     cgroup: u64,
     node: u32,
     objects: u64,
+}
+
+impl Count {
+    /// Asks the shrinker of `knob` for all of them, batch by batch while there is `time`; false where there is none.
+    fn ask(self, knob: &mut Knob, time: impl Fn() -> bool) -> bool {
+        let mut left = self.objects;
+        while left > 0 {
+            if !time() {
+                return false;
+            }
+            let batch = left.min(BATCH);
+            left -= batch;
+            // EINVAL, ENOENT: the cgroup has been removed since it was counted.
+            if knob.write(&format!("{} {} {batch}\n", self.cgroup, self.node)).is_err() {
+                break;
+            }
+        }
+        true
+    }
 }
 
 /// The lines of a shrinker's `count`: a cgroup's inode (0 without them), then a number for each node.
@@ -212,7 +216,7 @@ mod tests {
         let fake = fake();
         let report = run(&fake, true);
         // 100 MiB of dentries, 9 in 10 unused; 50 MiB of inodes, 100 of 400 held by dentries in use.
-        assert_eq!(report.predicted, (Bytes::from_mib(90) + Bytes(50 * 3 << 18)).scaled(RETURNED));
+        assert_eq!(report.predicted, (Bytes::from_mib(90) + Bytes::from_kib(75 << 9)).scaled(RETURNED));
         assert_eq!(report.returned, None);
         assert_eq!(std::fs::read_to_string(fake.path().join("proc/sys/vm/drop_caches")).unwrap(), "");
     }
