@@ -62,7 +62,7 @@ pub(crate) struct ReclaimArgs {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     patience: Option<Duration>,
     /// Have a process's runtime collect garbage first: a JVM. The program stops for a full collection
-    #[arg(long, conflicts_with_all = ["host", "history"])]
+    #[arg(long, conflicts_with_all = ["cgroup", "host", "history", "pageout"])]
     gc: bool,
     #[command(flatten)]
     output: Output,

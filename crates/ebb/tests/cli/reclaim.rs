@@ -20,7 +20,15 @@ fn targets_exclude_each_other_and_say_what_they_lack() {
         &["reclaim", "--host", "page-cache", "--path", "/tmp", "--all"],
         &["reclaim", "--host", "page-cache", "--path", "/no/such/directory"],
         &["reclaim", "--host", "dentries", "--max-stop", "1ms"],
+        &["reclaim", "--host", "dentries", "--gc"],
         &["reclaim", "1", "--path", "/tmp"],
+        &["reclaim", "1", "--cold"],
+        &["reclaim", "1", "--bytes", "1M"],
+        &["reclaim", "1", "--pageout", "--gc"],
+        &["reclaim", "1", "--cgroup", "/"],
+        &["reclaim", "--cgroup", "/", "--bytes", "1M", "--floor", "1M"],
+        &["reclaim", "--cgroup", "/", "--bytes", "much"],
+        &["reclaim", "--cgroup", "/no/such/\x1b[2Jgroup"],
     ] {
         run(&mut ebb(arguments)).refused();
     }
@@ -69,6 +77,51 @@ fn the_cache_of_files_is_dropped_and_recorded() {
     let shown = run(&mut with_state(&["reclaim", "--history"]));
     crate::assert_harmless(&shown.out);
     assert!(shown.out.contains("done") && shown.out.contains("page-cache"), "{shown:?}");
+}
+
+/// Version 1, where the memory controller is of that: what a group of its own read is dropped.
+#[test]
+fn a_cgroup_gives_its_caches_back() {
+    let group = Path::new("/sys/fs/cgroup/memory").join(format!("ebb-reclaim-{}", std::process::id()));
+    if !Path::new("/sys/fs/cgroup/memory/memory.force_empty").exists() || std::fs::create_dir(&group).is_err()
+    {
+        return skipped(
+            "no cgroups of version 1, or not to be written; version 2 is tested in the virtual machine",
+        );
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let script = format!(
+        "echo $$ >{0}/cgroup.procs; head -c 20M /dev/zero >{1}/f; sync {1}/f; cat {1}/f >/dev/null",
+        group.display(),
+        dir.path().display()
+    );
+    assert!(std::process::Command::new("sh").args(["-c", &script]).status().unwrap().success());
+    let path = group.to_str().unwrap();
+    let plan = run(&mut ebb(&["reclaim", "--cgroup", path, "--dry-run", "--json"])).json("reclaim");
+    let done = run(&mut ebb(&["reclaim", "--cgroup", path, "--json"])).json("reclaim");
+    let asked = run(&mut ebb(&["reclaim", "--cgroup", path, "--bytes", "1M"]));
+    std::fs::remove_dir(&group).unwrap();
+    let bytes = |report: &Value, key: &str| report[key].as_u64().unwrap();
+    assert_eq!(done["target"]["kind"], "cgroup");
+    assert!(bytes(&plan, "predicted_bytes") >= 19 << 20, "{plan:#}");
+    assert!(bytes(&done, "returned_bytes") >= 19 << 20, "{done:#}");
+    assert!(asked.refused().contains("version 1"), "{asked:?}");
+}
+
+/// Without swap only pages of files go; what the process holds stays as it is.
+#[test]
+fn a_process_is_pushed_out() {
+    let child = ebbtide_testkit::Child::start("named", &[&crate::programs::hex("ebb-pushed")]);
+    let pid = child.pid().to_string();
+    for options in [&["--pageout", "--dry-run"][..], &["--pageout", "--cold"], &["--pageout"]] {
+        let ran = run(ebb(&["reclaim", &pid, "--json"]).args(options));
+        if !is_root() && ran.code == 2 {
+            assert!(ran.refused().contains("CAP_SYS_NICE"), "{ran:?}");
+            return skipped("pushing pages out takes CAP_SYS_NICE");
+        }
+        let report = ran.json("reclaim");
+        assert_eq!(report["levers"][0]["id"], if options.contains(&"--cold") { "cold" } else { "pageout" });
+    }
 }
 
 #[test]
