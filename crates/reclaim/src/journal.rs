@@ -168,7 +168,10 @@ impl By {
             sudo_uid: variable("SUDO_UID").and_then(|uid| uid.parse().ok()),
             // (uid_t) -1: nobody has logged in.
             login_uid: login_uid.and_then(|uid| u32::try_from(uid).ok()).filter(|&uid| uid != u32::MAX),
-            login: variable("SUDO_USER").or_else(|| variable("LOGNAME")),
+            // A variable may be longer than a line that can be read.
+            login: variable("SUDO_USER")
+                .or_else(|| variable("LOGNAME"))
+                .map(|login| login.chars().take(64).collect()),
         }
     }
 }

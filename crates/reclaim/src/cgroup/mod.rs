@@ -41,6 +41,9 @@ pub fn reclaim(
     }
 }
 
+#[cfg(test)]
+mod tests;
+
 /// One group of a hierarchy.
 struct Group<'a> {
     root: &'a Root,

@@ -53,8 +53,7 @@ pub(super) enum Answer {
 /// What steps are taken on.
 pub(super) trait Steps {
     fn look(&mut self) -> Result<Look, String>;
-    /// Asks for `bytes`, anonymous memory too where `anon` says so.
-    fn ask(&mut self, bytes: Bytes, anon: bool) -> Answer;
+    fn ask(&mut self, bytes: Bytes) -> Answer;
     /// Lets the group run for a moment.
     fn rest(&mut self);
 }
@@ -80,7 +79,7 @@ pub(super) fn run(group: &mut impl Steps, predicted: Bytes, floor: Bytes, anon: 
         if anon && before.swap_room + before.swap_cached < SWAP_FOR_A_STEP {
             return Err("swap is nearly full".to_owned());
         }
-        let answer = group.ask(step, anon);
+        let answer = group.ask(step);
         group.rest();
         let after = group.look()?;
         stop(&answer, step, &before, &after, usual)?;
@@ -171,14 +170,12 @@ mod tests {
             Ok(self.now)
         }
 
-        fn ask(&mut self, bytes: Bytes, anon: bool) -> Answer {
+        fn ask(&mut self, bytes: Bytes) -> Answer {
             assert!(bytes <= STEP && bytes > Bytes::ZERO);
             self.asked.push(bytes);
             let taken = bytes.min(self.now.current - self.least);
             self.now.current -= taken;
-            if anon {
-                self.now.swap_room -= taken;
-            }
+            self.now.swap_room -= taken;
             self.now.refaults += Pages(self.refaults);
             match &self.answer {
                 Some(answer) => answer.clone(),

@@ -46,7 +46,7 @@ pub(super) fn reclaim(group: &Group, goal: Goal, terms: &mut Terms) -> Result<Re
         lever.returned = Some(before - settled(|| group.current().unwrap_or(before)));
         if live.asked_too_much {
             notes.push(
-                "this kernel cannot be told to leave anonymous memory alone (about 6.9): some went to swap"
+                "this kernel cannot be told to leave anonymous memory alone (about 6.9): some may be in swap now"
                     .to_owned(),
             );
         }
@@ -126,7 +126,7 @@ impl Steps for Live<'_, '_> {
         })
     }
 
-    fn ask(&mut self, bytes: Bytes, _anon: bool) -> Answer {
+    fn ask(&mut self, bytes: Bytes) -> Answer {
         let text = if self.spare_anon { format!("{} swappiness=0", bytes.0) } else { bytes.0.to_string() };
         let mut file = match self.file.try_clone() {
             Ok(file) => file,
