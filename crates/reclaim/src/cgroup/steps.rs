@@ -11,9 +11,9 @@ use std::time::Duration;
 const STEP: Bytes = Bytes::from_mib(32);
 
 /// Asked for at once where it may go to swap, and how much of that there must be for it: pages leave memory only at the
-/// next step after they are written, and meanwhile the kernel sends more (6.1, a slow disk: 64 MiB asked for took 130 MiB
-/// of swap). What waits there for the next step counts as room, as it takes no more of swap.
-const SWAP_STEP: Bytes = Bytes::from_mib(16);
+/// next step after they are written, and meanwhile the kernel sends more (6.1, a slow disk: 64 MiB asked for in steps of
+/// 16 took 130 MiB of swap, and the whole of 160 where what waits for the next step was taken for room).
+const SWAP_STEP: Bytes = Bytes::from_mib(4);
 pub(super) const SWAP_FOR_A_STEP: Bytes = Bytes::from_mib(48);
 
 /// From this share of the time on in which some task waited for memory, or for a disk more than before, reclaim hurts.
@@ -35,8 +35,6 @@ pub(super) struct Look {
     pub(super) refaults: Pages,
     /// What may still go to swap.
     pub(super) swap_room: Bytes,
-    /// In swap and still in memory.
-    pub(super) swap_cached: Bytes,
 }
 
 /// How the kernel answered.
@@ -76,7 +74,7 @@ pub(super) fn run(group: &mut impl Steps, predicted: Bytes, floor: Bytes, anon: 
     while left > Bytes::ZERO && before.current > floor {
         let most = if anon { SWAP_STEP } else { STEP };
         let step = left.min(most).min(before.current - floor);
-        if anon && before.swap_room + before.swap_cached < SWAP_FOR_A_STEP {
+        if anon && before.swap_room < SWAP_FOR_A_STEP {
             return Err("swap is nearly full".to_owned());
         }
         let answer = group.ask(step);

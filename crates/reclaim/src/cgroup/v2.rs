@@ -121,7 +121,6 @@ impl Steps for Live<'_, '_> {
             memory: Self::stalls(sample.pressure),
             io: Self::stalls(Pressure::read(&self.dir, "io.pressure").ok()),
             refaults: Pages(refaults),
-            swap_cached: sample.stat.swap_cached.unwrap_or_default(),
             swap_room: swap(self.group).map_err(|error| error.to_string())?.room,
         })
     }
