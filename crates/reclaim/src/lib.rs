@@ -7,5 +7,6 @@
 
 pub mod process;
 mod report;
+pub mod tune;
 
 pub use report::{Lever, Report};
