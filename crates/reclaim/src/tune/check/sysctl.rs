@@ -115,7 +115,7 @@ pub fn files(root: &Root) -> Vec<String> {
         }
     }
     // The same file under two names is read once here.
-    found.retain(|_, path| root.link(path).is_ok_and(|to| to.ends_with("sysctl.conf")) == false);
+    found.retain(|_, path| !root.link(path).is_ok_and(|to| to.ends_with("sysctl.conf")));
     let mut files: Vec<String> = found.into_values().collect();
     if root.open_file("etc/sysctl.conf").is_ok() {
         files.push("etc/sysctl.conf".to_owned());
