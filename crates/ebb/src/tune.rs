@@ -112,16 +112,12 @@ fn overdue(root: &Root, store: &Store) -> Option<String> {
         return None;
     }
     let (boot, now) = (Boot::read(root), boottime());
-    let late =
-        |record: &&ebbtide_reclaim::tune::Record| record.overdue(&boot, now).is_some_and(|late| late > GRACE);
-    let settings: Vec<&str> = records
+    let late = records
         .iter()
-        .filter(late)
-        .flat_map(|record| &record.changes)
-        .map(|change| change.setting.as_str())
-        .collect();
-    let verb = if settings.len() == 1 { "was" } else { "were" };
+        .filter_map(|record| Some((record.overdue(&boot, now).filter(|late| *late > GRACE)?, record)));
+    let (longest, _) = late.clone().max_by_key(|(late, _)| *late)?;
+    let settings: Vec<&str> =
+        late.flat_map(|(_, record)| &record.changes).map(|change| change.setting.as_str()).collect();
     let names = escape(&settings.join(", ")).into_owned();
-    (!settings.is_empty())
-        .then(|| format!("{names} {verb} to be set back and still {verb} not: ebb tune --undo"))
+    Some(format!("{names}: due to be set back {} ago, and not done: ebb tune --undo", change::human(longest)))
 }

@@ -160,15 +160,11 @@ pub(super) fn list(args: &TuneArgs, root: &Root) -> anyhow::Result<ExitCode> {
     let mut out = String::new();
     for one in &settings {
         let present = one.present.as_deref().unwrap_or("not there on this kernel");
-        out.push_str(&format!(
-            "{CAUSE}{}{CAUSE:#}  {}  {FAINT}({}){FAINT:#}\n",
-            one.setting,
-            escape(present),
-            one.takes
-        ));
+        out.push_str(&format!("{CAUSE}{}{CAUSE:#}  {}\n", one.setting, escape(present)));
         render::wrap(&mut out, page, 2, 2, one.does);
-        render::labelled(&mut out, page, 2, 7, format!("{FAINT}danger{FAINT:#}"), one.danger);
-        render::labelled(&mut out, page, 2, 7, format!("{FAINT}source{FAINT:#}"), one.source);
+        for (label, text) in [("takes", one.takes.as_str()), ("danger", one.danger), ("source", one.source)] {
+            render::labelled(&mut out, page, 2, 7, format!("{FAINT}{label}{FAINT:#}"), text);
+        }
     }
     render::print(&out)?;
     Ok(ExitCode::SUCCESS)

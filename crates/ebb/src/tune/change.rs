@@ -5,8 +5,8 @@ use crate::escape::escape;
 use crate::render::{self, BAD, CAUSE, COMMAND, FAINT, GOOD, Page};
 use ebbtide_observe::Root;
 use ebbtide_reclaim::tune::{
-    Applied, Measures, Options, Outcome, Plan, Planned, Record, Remark, Store, Undone, Verdict, apply,
-    prepare, undo as set_back,
+    Applied, Change, Measures, Options, Outcome, Plan, Planned, Record, Remark, Setting, Store, Undone,
+    Verdict, apply, prepare, undo as set_back,
 };
 use ebbtide_sys::interrupt::Interrupts;
 use serde::Serialize;
@@ -101,13 +101,19 @@ fn after_guardian(root: &Root, store: &Store, record: &Record) -> anyhow::Result
     if !here.is_empty() {
         return Ok(here);
     }
-    let by_guardian = |change: &ebbtide_reclaim::tune::Change| Undone {
-        record: record.id.clone(),
-        setting: change.setting.clone(),
-        before: change.before.clone(),
-        set: change.set.clone(),
-        outcome: Outcome::Restored,
-        note: None,
+    let by_guardian = |change: &Change| {
+        let present = Setting::known(&change.setting).ok().and_then(|setting| setting.read(root).ok());
+        Undone {
+            record: record.id.clone(),
+            setting: change.setting.clone(),
+            before: change.before.clone(),
+            set: change.set.clone(),
+            outcome: match present {
+                Some(present) if present != change.before => Outcome::Changed { present },
+                _ => Outcome::Restored,
+            },
+            note: None,
+        }
     };
     Ok(record.changes.iter().rev().map(by_guardian).collect())
 }
@@ -196,7 +202,7 @@ fn measures(out: &mut String, applied: &Applied, record: &Record) {
     }
 }
 
-fn human(time: Duration) -> String {
+pub(super) fn human(time: Duration) -> String {
     match time.as_secs_f64() {
         seconds if seconds >= 5400.0 => format!("{:.1} h", seconds / 3600.0),
         seconds if seconds >= 90.0 => format!("{:.0} min", seconds / 60.0),

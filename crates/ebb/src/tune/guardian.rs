@@ -14,6 +14,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -24,7 +25,7 @@ const READY: &str = "ready\n";
 /// Starts the guardian of `record` and waits until it keeps watch.
 pub(super) fn start(root: Option<&Path>, record: &Record) -> Result<Child, TuneError> {
     let mut command = Command::new("/proc/self/exe");
-    command.args(["tune", "--guard", &record.id]).current_dir("/");
+    command.arg0("ebb").args(["tune", "--guard", &record.id]).current_dir("/");
     if let Some(root) = root {
         command.arg("--root").arg(root);
     }

@@ -11,6 +11,7 @@ mod heap;
 mod heaps;
 mod programs;
 mod targets;
+mod tune;
 
 use serde_json::Value;
 use std::io::Write;

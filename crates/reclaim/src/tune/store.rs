@@ -82,8 +82,9 @@ impl Store {
         Ok(())
     }
 
+    /// An id is a name and no path: a slash in it leads nowhere.
     fn path(&self, id: &str) -> PathBuf {
-        self.dir.join(format!("{id}.json"))
+        self.dir.join(format!("{}.json", id.replace('/', "_")))
     }
 
     /// Puts `record` on the disk.
@@ -145,8 +146,9 @@ impl Store {
 
 fn read(path: &Path) -> std::io::Result<Record> {
     use std::io::{Error, ErrorKind::InvalidData};
-    if std::fs::metadata(path)?.len() > LARGEST {
-        return Err(Error::new(InvalidData, "it is too large for an undo record"));
+    let meta = std::fs::metadata(path)?;
+    if !meta.is_file() || meta.len() > LARGEST {
+        return Err(Error::new(InvalidData, "it is no file, or too large for an undo record"));
     }
     let record: Record = serde_json::from_slice(&std::fs::read(path)?)?;
     if record.format != FORMAT {
