@@ -7,6 +7,7 @@ mod reclaim;
 
 use super::judge::{Host, Verdict};
 use super::{Setting, judge};
+use ebbtide_explain::rules::commit_setting;
 use ebbtide_explain::{Cause, Finding};
 use ebbtide_observe::host::HostSample;
 use ebbtide_observe::process::Name;
@@ -154,15 +155,8 @@ fn overcommit(facts: &Facts) -> Vec<Advice> {
     // A quarter more than what is promised now, and what the refused fork would take.
     let fork = finding.levers.iter().any(|lever| lever.id == "overcommit-mode");
     let wanted = mem.committed_as.scaled(1.25) + if fork { finding.bytes } else { Bytes::ZERO };
-    let of_ram = wanted - mem.swap_total;
-    let advice = match facts.number("vm.overcommit_kbytes") {
-        Some(1..) => facts.change("vm.overcommit_kbytes", of_ram.0.div_ceil(1024), cause, &finding.summary),
-        _ => {
-            let ratio = (of_ram.share_of(mem.mem_total - mem.hugetlb) * 100.0).ceil() as u64;
-            facts.change("vm.overcommit_ratio", ratio, cause, &finding.summary)
-        }
-    };
-    advice.into_iter().collect()
+    let (setting, value) = commit_setting(mem, facts.number("vm.overcommit_kbytes"), wanted);
+    facts.change(setting, value, cause, &finding.summary).into_iter().collect()
 }
 
 /// From this share of the limit on there is little time left.

@@ -8,7 +8,6 @@ use super::{Boot, Record, TuneError, durable};
 use ebbtide_observe::Root;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// A record is a few hundred bytes; a file beyond this is none.
@@ -60,7 +59,7 @@ impl Store {
             Err(rustix::io::Errno::NOENT) => return Ok(None),
             other => other.map_err(fail)?,
         };
-        self.trusted()?;
+        self.trusted(&dir)?;
         loop {
             match flock(&dir, FlockOperation::LockExclusive) {
                 Err(rustix::io::Errno::INTR) => {}
@@ -70,13 +69,13 @@ impl Store {
     }
 
     /// A record says what root is to write: nobody else may be its author.
-    fn trusted(&self) -> Result<(), TuneError> {
+    fn trusted(&self, dir: &OwnedFd) -> Result<(), TuneError> {
         let untrusted = |why| TuneError::Untrusted { path: self.dir.clone(), why };
-        let meta = std::fs::metadata(&self.dir).map_err(|e| TuneError::file("cannot read", &self.dir, e))?;
-        if meta.uid() != rustix::process::geteuid().as_raw() {
+        let stat = rustix::fs::fstat(dir).map_err(|e| TuneError::file("cannot read", &self.dir, e))?;
+        if stat.st_uid != rustix::process::geteuid().as_raw() {
             return Err(untrusted("it belongs to another user, whose undo records are not carried out"));
         }
-        if meta.mode() & 0o022 != 0 {
+        if stat.st_mode & 0o022 != 0 {
             return Err(untrusted("others may write to it, so its undo records are not carried out"));
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! What is promised, and what is kept free: overcommit, watermarks, huge pages.
 
 use super::{Host, Remark, Verdict};
+use ebbtide_explain::rules::commit_setting;
 use ebbtide_observe::Bytes;
 
 /// From this share of RAM kept free for nobody on, it is harm. The kernel's own choice for huge pages stops there
@@ -57,9 +58,10 @@ impl Host<'_> {
             format!("CommitLimit would be {limit}, and {committed} is committed now (Committed_AS)");
         if limit <= committed {
             let says = format!("refuses at once: {figures}; malloc and fork fail with memory free");
-            let least = (committed.0 as f64 * 1.25 / (self.mem.mem_total.0.max(1)) as f64 * 100.0).ceil();
+            let kbytes = self.number("vm.overcommit_kbytes");
+            let (setting, enough) = commit_setting(&self.mem, kbytes, committed.scaled(1.25));
             return Remark::new(Verdict::Harmful, says)
-                .instead(format!("vm.overcommit_memory = 0, or vm.overcommit_ratio = {least:.0} and more"));
+                .instead(format!("vm.overcommit_memory = 0, or {setting} = {enough} and more"));
         }
         if (limit - committed).share_of(limit) < LEFT {
             return Remark::new(Verdict::Doubtful, format!("full soon: {figures}"));
