@@ -108,6 +108,7 @@ fn after_guardian(root: &Root, store: &Store, record: &Record) -> anyhow::Result
             setting: change.setting.clone(),
             before: change.before.clone(),
             set: change.set.clone(),
+            back: change.back.clone(),
             outcome: match present {
                 Some(present) if present != change.before => Outcome::Changed { present },
                 _ => Outcome::Restored,
@@ -246,9 +247,14 @@ fn exit_code(undone: &[Undone]) -> ExitCode {
 
 fn outcomes(page: Page, undone: &[Undone]) -> String {
     let mut out = String::new();
-    for Undone { setting, before, set, outcome, note, .. } in undone {
+    for Undone { setting, before, set, back, outcome, note, .. } in undone {
+        // Its counterpart's value, where that was in force.
+        let back = match back.setting == *setting {
+            true => escape(before).into_owned(),
+            false => escape(&format!("{} = {}", back.setting, back.value)).into_owned(),
+        };
         let text = match outcome {
-            Outcome::Restored => format!("{GOOD}set back{GOOD:#} to {}", escape(before)),
+            Outcome::Restored => format!("{GOOD}set back{GOOD:#} to {back}"),
             Outcome::Already => format!("is {} already", escape(before)),
             Outcome::Rebooted => "was undone by the restart of the machine".to_owned(),
             Outcome::Changed { present } => format!(

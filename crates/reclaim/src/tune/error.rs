@@ -71,7 +71,7 @@ pub enum TuneError {
         why: String,
     },
     /// The undo record or a file of settings could not be written.
-    #[error("{what} {}: {error}", .path.display())]
+    #[error("{what} {}: {error}{}", .path.display(), root(error))]
     File {
         /// What was being done: "cannot write".
         what: &'static str,
@@ -88,6 +88,13 @@ pub enum TuneError {
         /// Why not.
         why: &'static str,
     },
+}
+
+/// Whoever changed a setting can undo it.
+fn root(error: &std::io::Error) -> &'static str {
+    let denied =
+        error.kind() == std::io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root();
+    if denied { "; it takes root, try: sudo ebb tune" } else { "" }
 }
 
 fn meant(nearest: &Option<&'static str>) -> String {

@@ -34,33 +34,48 @@ pub struct Proposal {
 
 /// What fits `findings` about `program`, in which `heaps` were seen; nothing that its environment says already.
 pub fn propose(program: &Program, heaps: &[Heap], findings: &[Finding]) -> Vec<Proposal> {
-    let found = |cause| findings.iter().find(|finding: &&Finding| finding.cause == cause);
     let mut proposals = Vec::new();
     for heap in heaps {
-        let finding = found(Cause::ArenaMultiplication).or_else(|| found(Cause::AllocatorRetention));
+        let kept = [Cause::ArenaMultiplication, Cause::AllocatorRetention];
+        // Of several heaps the one that the finding is about.
+        let about = |finding: &&Finding| {
+            kept.contains(&finding.cause) && heap.figures.returnable * 2 >= finding.bytes
+        };
+        let finding = findings.iter().find(about);
         proposals.extend(finding.and_then(|finding| for_heap(program, heap, finding)));
         proposals.extend(go_limit(program, heap));
     }
-    proposals.extend(found(Cause::GcHeadroom).and_then(|finding| jvm(program, finding)));
-    let set = environ::variables(&program.environ);
-    proposals.retain(|proposal| {
-        let name = proposal.line.split('=').next().unwrap_or_default();
-        !set.iter().any(|(known, value)| {
-            proposal.line == format!("{known}={value}") || (name == "GOMEMLIMIT" && known == name)
-        })
-    });
+    let headroom = findings.iter().find(|finding| finding.cause == Cause::GcHeadroom);
+    proposals.extend(headroom.and_then(|finding| jvm(program, finding)));
     proposals
+}
+
+/// `name=value` with what the environment has for `name` already in front; `None` where that says it, or decides it.
+fn beside(program: &Program, name: &str, value: &str) -> Option<String> {
+    let set = environ::variables(&program.environ);
+    let Some((_, old)) = set.into_iter().find(|(known, old)| known == name && !old.is_empty()) else {
+        return Some(format!("{name}={value}"));
+    };
+    let (between, key) = match name {
+        "JAVA_TOOL_OPTIONS" => (" ", "G1PeriodicGCInterval"),
+        _ if name.ends_with("MALLOC_CONF") => (",", "background_thread"),
+        // A number that was chosen already.
+        "GOMEMLIMIT" => return None,
+        _ => return (old != value).then(|| format!("{name}={value}")),
+    };
+    (!old.contains(key)).then(|| format!("{name}={old}{between}{value}"))
 }
 
 fn proposal(
     program: &Program,
-    line: String,
+    (name, value): (&str, &str),
     finding: (Cause, &str),
     saves: (Option<Bytes>, &'static str),
     danger: &'static str,
-) -> Proposal {
+) -> Option<Proposal> {
+    let line = beside(program, name, value)?;
     let quoted = if line.contains(' ') { format!("\"{line}\"") } else { line.clone() };
-    Proposal {
+    Some(Proposal {
         drop_in: format!("[Service]\nEnvironment={quoted}\n"),
         file: program.unit.as_ref().map(|unit| format!("/etc/systemd/system/{unit}.d/60-ebbtide.conf")),
         line,
@@ -69,7 +84,7 @@ fn proposal(
         saves_at_most: saves.0,
         reckoned: saves.1,
         danger,
-    }
+    })
 }
 
 fn for_heap(program: &Program, heap: &Heap, finding: &Finding) -> Option<Proposal> {
@@ -79,48 +94,48 @@ fn for_heap(program: &Program, heap: &Heap, finding: &Finding) -> Option<Proposa
             let mut kept: Vec<Bytes> = heap.arenas.iter().map(|arena| arena.figures.returnable).collect();
             kept.sort_unstable_by_key(|bytes| std::cmp::Reverse(*bytes));
             let beyond_two = kept.iter().skip(2).copied().sum();
-            Some(proposal(
+            proposal(
                 program,
-                "MALLOC_ARENA_MAX=2".into(),
+                ("MALLOC_ARENA_MAX", "2"),
                 found,
                 (
                     Some(beyond_two),
                     "the free pages of all arenas but the two that keep most: what lives in those would be in these two",
                 ),
                 "threads share the locks of two arenas: slower where many allocate at once",
-            ))
+            )
         }
         Kind::Glibc => {
             let top = |arena: &ebbtide_heaps::Arena| arena.figures.returnable.min(arena.figures.largest_free);
             let tops = heap.arenas.iter().map(top).sum();
-            Some(proposal(
+            proposal(
                 program,
-                "MALLOC_TRIM_THRESHOLD_=131072".into(),
+                ("MALLOC_TRIM_THRESHOLD_", "131072"),
                 found,
                 (
                     Some(tops),
                     "each arena's largest free block, as if it were on top: only the top is given back, the rest by 'ebb reclaim'",
                 ),
                 "no threshold adapts itself any more: a heap that breathes by more than 128 KiB gives back and faults in each time",
-            ))
+            )
         }
         Kind::Jemalloc => {
             let name = program.conf_names.iter().next().map_or("MALLOC_CONF", String::as_str);
-            Some(proposal(
+            proposal(
                 program,
-                format!("{name}=background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0"),
+                (name, "background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0"),
                 found,
                 (heap.figures.returnable_by_trim, "the pages that jemalloc holds as dirty or muzzy now"),
                 "a thread of its own; what is freed and wanted again after a second is faulted in again",
-            ))
+            )
         }
-        Kind::Tcmalloc => Some(proposal(
+        Kind::Tcmalloc => proposal(
             program,
-            "TCMALLOC_RELEASE_RATE=10".into(),
+            ("TCMALLOC_RELEASE_RATE", "10"),
             found,
             (heap.figures.returnable_by_trim, "the whole free pages in its page heap now"),
             "releases ten times as often, at calls of free: what is wanted again is faulted in again",
-        )),
+        ),
         _ => None,
     }
 }
@@ -137,26 +152,28 @@ fn go_limit(program: &Program, heap: &Heap) -> Option<Proposal> {
     let why = format!(
         "its Go heap has {resident} of the {limit} that it may have, and the collector knows of no limit"
     );
-    let wanted = limit.scaled(0.9).0 >> 20;
-    Some(proposal(
+    let wanted = format!("{}MiB", limit.scaled(0.9).0 >> 20);
+    proposal(
         program,
-        format!("GOMEMLIMIT={wanted}MiB"),
+        ("GOMEMLIMIT", &wanted),
         (Cause::GcHeadroom, &why),
         (None, "not to be known from outside: what lives in a Go heap its collector alone can tell"),
         "near the limit the collector runs more and more often; it takes half of the CPU at most",
-    ))
+    )
 }
 
 fn jvm(program: &Program, finding: &Finding) -> Option<Proposal> {
-    program.mapped.iter().any(|path| path.ends_with("/libjvm.so")).then(|| {
-        proposal(
-            program,
-            "JAVA_TOOL_OPTIONS=-XX:+UseG1GC -XX:G1PeriodicGCInterval=60000".into(),
-            (finding.cause, &finding.summary),
-            (Some(finding.bytes), "what is committed beyond what lives; a collection gives back down to MinHeapFreeRatio"),
-            "JDK 12 and later; collects once a minute while idle. Options on the command line win over this variable",
-        )
-    })
+    program.mapped.iter().find(|path| path.ends_with("/libjvm.so"))?;
+    proposal(
+        program,
+        ("JAVA_TOOL_OPTIONS", "-XX:+UseG1GC -XX:G1PeriodicGCInterval=60000"),
+        (finding.cause, &finding.summary),
+        (
+            Some(finding.bytes),
+            "what is committed beyond what lives; a collection gives back down to MinHeapFreeRatio",
+        ),
+        "JDK 12 and later; collects once a minute while idle. Options on the command line win over this variable",
+    )
 }
 
 #[cfg(test)]
@@ -177,7 +194,8 @@ mod tests {
     fn heap(kind: Kind, arenas: Vec<Arena>) -> Heap {
         let returnable_by_trim =
             Some(arenas.iter().filter_map(|arena| arena.figures.returnable_by_trim).sum());
-        Heap { figures: Figures { returnable_by_trim, ..Figures::default() }, arenas, ..Heap::new(kind) }
+        let figures = Figures { returnable: Bytes::from_mib(160), returnable_by_trim, ..Figures::default() };
+        Heap { figures, arenas, ..Heap::new(kind) }
     }
 
     fn found(cause: Cause) -> Vec<Finding> {
@@ -200,6 +218,11 @@ mod tests {
         assert_eq!(retained(Kind::Tcmalloc), [("TCMALLOC_RELEASE_RATE=10".into(), Some(160))]);
         assert_eq!(retained(Kind::LuaJit), [], "no variable helps");
         assert_eq!(lines(&program, heap(Kind::Glibc, arenas()), &[]), [], "nothing was found");
+        assert_eq!(
+            lines(&program, Heap::new(Kind::Glibc), &found(Cause::AllocatorRetention)),
+            [],
+            "another heap"
+        );
         let set = Program { environ: b"MALLOC_ARENA_MAX=2\0".to_vec(), ..Program::default() };
         assert_eq!(lines(&set, heap(Kind::Glibc, arenas()), &found(Cause::ArenaMultiplication)), []);
     }
@@ -230,6 +253,10 @@ mod tests {
             mapped: ["/usr/lib/server/libjvm.so".to_owned()].into(),
             ..Program::default()
         };
+        let set = Program { environ: b"JAVA_TOOL_OPTIONS=-Dx=y\0".to_vec(), ..Program::default() };
+        let set = Program { mapped: program.mapped.clone(), ..set };
+        let both = &propose(&set, &[], &found(Cause::GcHeadroom))[0].line;
+        assert_eq!(both, "JAVA_TOOL_OPTIONS=-Dx=y -XX:+UseG1GC -XX:G1PeriodicGCInterval=60000");
         let proposal = &propose(&program, &[], &found(Cause::GcHeadroom))[0];
         assert_eq!(proposal.file.as_deref(), Some("/etc/systemd/system/x.service.d/60-ebbtide.conf"));
         assert!(proposal.drop_in.starts_with("[Service]\nEnvironment=\"JAVA_TOOL_OPTIONS="), "{proposal:?}");

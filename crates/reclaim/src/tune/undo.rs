@@ -3,7 +3,7 @@
 //! It needs no disk space, and doing it again does nothing. A setting that is neither as ebb set it nor as it was is
 //! somebody else's by now, and stays unless forced.
 
-use super::{Boot, Change, Record, Setting, Store, TuneError, persist};
+use super::{Back, Boot, Change, Record, Setting, Store, TuneError, persist};
 use ebbtide_observe::Root;
 use serde::Serialize;
 
@@ -40,6 +40,8 @@ pub struct Undone {
     pub before: String,
     /// What ebb had made of it.
     pub set: String,
+    /// What undoes it.
+    pub back: Back,
     /// What became of it.
     #[serde(flatten)]
     pub outcome: Outcome,
@@ -74,6 +76,7 @@ fn undo_record(root: &Root, store: &Store, boot: &Boot, record: &Record, force: 
         setting: change.setting.clone(),
         before: change.before.clone(),
         set: change.set.clone(),
+        back: change.back.clone(),
         outcome: if over { Outcome::Rebooted } else { outcome(root, change, record.persistent, force) },
         note: None,
     };

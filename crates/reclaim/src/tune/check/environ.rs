@@ -10,10 +10,20 @@ use crate::tune::judge::{Remark, Verdict};
 const SHOWN: usize = 200;
 
 /// The variables in `environ`, NUL-separated "NAME=value"; of one given twice the first counts, as for getenv.
+///
+/// glibc up to 2.38 ends each tunable that it takes with a NUL in the environment itself (parse_tunables,
+/// elf/dl-tunables.c, 2.36): what follows GLIBC_TUNABLES and begins so is put together again.
 pub fn variables(environ: &[u8]) -> Vec<(String, String)> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let mut found: Vec<(String, String)> = Vec::new();
     for entry in environ.split(|&b| b == 0) {
+        if let Some((_, tunables)) = found.last_mut().filter(|(name, _)| name == "GLIBC_TUNABLES")
+            && entry.starts_with(b"glibc.")
+        {
+            tunables.push(':');
+            tunables.push_str(&text(entry));
+            continue;
+        }
         let Some(at) = entry.iter().position(|&b| b == b'=') else { continue };
         let (name, value) = (text(&entry[..at]), text(&entry[at + 1..]));
         if !found.iter().any(|(known, _)| *known == name) {
@@ -23,17 +33,34 @@ pub fn variables(environ: &[u8]) -> Vec<(String, String)> {
     found
 }
 
+/// Whether the program has written a title over its environment, as Redis and nginx do: setproctitle takes the room of
+/// both the arguments and the environment.
+fn overwritten(environ: &[u8]) -> bool {
+    let first = environ.split(|&b| b == 0).next().unwrap_or_default();
+    !environ.is_empty() && !first.contains(&b'=')
+}
+
 /// Judges the variables of `program` that bear on its memory.
 pub fn check(program: &Program) -> Vec<Checked> {
     let variables = variables(&program.environ);
+    let place = format!("/proc/{}/environ", program.pid);
     let mut checked = Vec::new();
+    if overwritten(&program.environ) {
+        let unit = program.unit.as_deref().unwrap_or("UNIT");
+        let says = format!(
+            "it has written its title over its environment: what it was executed with cannot be read. Of a service: \
+             systemctl show {unit} -p Environment"
+        );
+        let remark = Remark::new(Verdict::Unknown, says);
+        checked.push(Checked { place: place.clone(), text: "environment".to_owned(), remark });
+    }
     for (name, value) in &variables {
         let mut text: String = format!("{name}={value}").chars().take(SHOWN).collect();
         if text.len() < name.len() + 1 + value.len() {
             text.push('…');
         }
         checked.extend(remarks(program, name, value).into_iter().map(|remark| Checked {
-            place: format!("/proc/{}/environ", program.pid),
+            place: place.clone(),
             text: text.clone(),
             remark,
         }));
@@ -120,6 +147,24 @@ pub(super) mod tests {
         let twice = variables(b"A=1\0A=2\0=x\0B\0C=\0");
         let twice: Vec<_> = twice.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         assert_eq!(twice, [("A", "1"), ("", "x"), ("C", "")]);
+    }
+
+    #[test]
+    fn what_glibc_cut_is_put_together() {
+        let cut = variables(
+            b"GLIBC_TUNABLES=glibc.malloc.arena_max=1\0glibc.malloc.hugtlb=1\0glibc.x\0A=1\0glibc.y=1\0",
+        );
+        let tunables = "glibc.malloc.arena_max=1:glibc.malloc.hugtlb=1:glibc.x";
+        assert_eq!(cut[0], ("GLIBC_TUNABLES".into(), tunables.into()));
+        assert_eq!(cut.len(), 3);
+    }
+
+    #[test]
+    fn an_overwritten_environment_is_said() {
+        assert_eq!(verdicts(program(), "worker  process"), [Verdict::Unknown]);
+        let zeroes = Program { environ: vec![0; 100], ..program() };
+        assert_eq!(check(&zeroes)[0].remark.verdict, Verdict::Unknown);
+        assert_eq!(check(&program()), [], "it may also be empty");
     }
 
     #[test]

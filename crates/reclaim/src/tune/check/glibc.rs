@@ -191,7 +191,8 @@ fn effect(program: &Program, name: &str, value: u64) -> Remark {
             "a debugging aid: every block is written when allocated and when freed, which makes all of it resident",
         ),
         "glibc.malloc.arena_max" => {
-            Remark::new(Effective, format!("at most {value} arenas; threads share their locks"))
+            let arenas = if value == 1 { "arena" } else { "arenas" };
+            Remark::new(Effective, format!("at most {value} {arenas}; threads share the locks"))
         }
         "glibc.malloc.trim_threshold" if value > 1 << 30 => Remark::new(
             Doubtful,

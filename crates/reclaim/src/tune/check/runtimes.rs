@@ -32,7 +32,7 @@ pub(super) fn go(program: &Program, name: &str, value: &str) -> Option<Remark> {
         let says = "Go takes a number with B, KiB, MiB, GiB or TiB, and does not start with anything else: this program does not read it";
         return Some(Remark::new(Verdict::NoEffect, says));
     };
-    Some(against(program, limit, "the Go heap may grow to", "GOMEMLIMIT at 80 to 90% of the limit"))
+    Some(against(program, limit, "the Go heap may grow to", |mib| format!("GOMEMLIMIT={mib}MiB")))
 }
 
 /// "512MiB", "1073741824".
@@ -67,16 +67,22 @@ pub(super) fn heap_options(program: &Program, name: &str, value: &str) -> Option
             .then(|| Remark::new(Verdict::NoEffect, says).instead(format!("JAVA_TOOL_OPTIONS={value}")));
     }
     let sum: Bytes = found.iter().map(|cap| cap.bytes).sum();
-    (!found.is_empty()).then(|| against(program, sum, "its heaps may grow to", "70 to 80% of the limit"))
+    let better = |mib| match runtime {
+        "node" => format!("--max-old-space-size={mib}"),
+        _ => format!("-Xmx{mib}m, and the other heaps below it"),
+    };
+    (!found.is_empty()).then(|| against(program, sum, "its heaps may grow to", better))
 }
 
 fn first(program: &Program) -> Option<String> {
     program.cmdline.split(|&b| b == 0).next().map(|first| String::from_utf8_lossy(first).into_owned())
 }
 
-fn against(program: &Program, cap: Bytes, what: &str, better: &str) -> Remark {
+/// `better` writes a cap of so many MiB: three quarters of the limit.
+fn against(program: &Program, cap: Bytes, what: &str, better: impl Fn(u64) -> String) -> Remark {
     let Some(limit) = program.limit else { return Remark::new(Verdict::Effective, format!("{what} {cap}")) };
     let says = format!("{what} {cap}, and its memory limit is {limit}");
+    let better = better(limit.scaled(0.75).0 >> 20);
     if cap > limit {
         return Remark::new(
             Verdict::Harmful,
