@@ -26,6 +26,8 @@ struct Json {
 struct OfProcess {
     pid: u32,
     name: String,
+    /// Whether it has written over its first environment, and this is what it has now.
+    present: bool,
     checked: Vec<Checked>,
     proposals: Vec<Proposal>,
 }
@@ -72,6 +74,7 @@ fn process(root: &Root, pid: u32) -> anyhow::Result<OfProcess> {
     Ok(OfProcess {
         pid,
         name: program.name.to_string(),
+        present: program.present,
         checked: environ::check(&program),
         proposals: propose(&program, &look.heaps, &report.findings),
     })
@@ -87,7 +90,11 @@ fn of_files(out: &mut String, page: Page, read: &[String], checked: &[Checked]) 
 
 fn of_process(out: &mut String, page: Page, process: &OfProcess) {
     let name = escape(&process.name).into_owned();
-    render::wrap(out, page, 0, 2, &format!("{name} (pid {}), as it was when it was executed:", process.pid));
+    let when = match process.present {
+        false => "as it was when it was executed",
+        true => "as it is now, for its title is written over what it was executed with",
+    };
+    render::wrap(out, page, 0, 2, &format!("{name} (pid {}), {when}:", process.pid));
     if process.checked.is_empty() {
         out.push_str("  No variable bears on its memory.\n");
     }

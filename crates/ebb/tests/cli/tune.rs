@@ -3,7 +3,7 @@
 
 use crate::{assert_harmless, ebb, run, skipped};
 use ebbtide_testkit::child::{installed, is_root};
-use ebbtide_testkit::{Child, FakeRoot};
+use ebbtide_testkit::{Child, FakeRoot, Redis};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
@@ -383,6 +383,25 @@ fn variables_are_checked_and_proposed() {
     let text = run(&mut ebb(&["tune", "--check", &pid]));
     assert!(text.code == 0 && text.out.contains("MALLOC_TRIM_THRESHOLD_=131072"), "{text:?}");
     assert_harmless(&text.out);
+}
+
+/// Redis writes its title over its environment; what it has now is found in its memory.
+#[test]
+fn an_overwritten_environment_is_found() {
+    let variables = [("MALLOC_CONF", "dirty_decayms:5"), ("MALLOC_ARENA_MAX", "2")];
+    let Some(redis) = Redis::start(&[], &variables) else { return };
+    let pid = redis.pid().to_string();
+    let report = run(&mut ebb(&["tune", "--check", &pid, "--json"])).json("tune");
+    let process = &report["processes"][0];
+    assert_eq!(process["present"], true, "{process:#}");
+    let mut checked: Vec<(&str, &str)> = process["checked"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["text"].as_str().unwrap(), one["verdict"].as_str().unwrap()))
+        .collect();
+    checked.sort();
+    assert_eq!(checked, [("MALLOC_ARENA_MAX=2", "no-effect"), ("MALLOC_CONF=dirty_decayms:5", "misspelt")]);
 }
 
 #[test]

@@ -117,7 +117,7 @@ impl<'r> Host<'r> {
             "vm.page-cluster" if !self.has_swap() => {
                 Some(Remark::new(NoEffect, "there is no swap to read ahead from"))
             }
-            "vm.vfs_cache_pressure" => cache_pressure(number),
+            "vm.vfs_cache_pressure" => self.cache_pressure(number),
             "vm.max_map_count" if number < 65_530 => Some(Remark::new(
                 Harmful,
                 "below the kernel's own 65530: programs with many threads or mappings fail with ENOMEM",
@@ -196,29 +196,35 @@ impl<'r> Host<'r> {
             format!("{when} panics the whole machine, {after}, where one process would be killed"),
         )
     }
-}
 
-fn cache_pressure(value: u64) -> Option<Remark> {
-    let remark = match value {
-        0 => Remark::new(
-            Verdict::Harmful,
-            "dentries and inodes are never reclaimed then, and grow until the OOM killer comes",
-        ),
-        1001.. => Remark::new(
-            Verdict::Harmful,
-            format!(
-                "no cap: it multiplies by {} how many dentries and inodes each reclaim looks for, more than there are, \
-                 and reclaim contends for their locks; while memory is free nothing is dropped all the same",
-                value / 100
+    /// The vm.vfs_cache_pressure that is fair: vfs_cache_pressure_denom where the kernel has that (6.16), else 100.
+    pub(super) fn fair_cache_pressure(&self) -> u64 {
+        self.number("vm.vfs_cache_pressure_denom").unwrap_or(100).max(1)
+    }
+
+    fn cache_pressure(&self, value: u64) -> Option<Remark> {
+        let fair = self.fair_cache_pressure();
+        let times = value as f64 / fair as f64;
+        let remark = match value {
+            0 => Remark::new(
+                Verdict::Harmful,
+                "dentries and inodes are never reclaimed then, and grow until the OOM killer comes",
             ),
-        ),
-        201..=1000 => Remark::new(
-            Verdict::Doubtful,
-            "drops dentries and inodes sooner than file pages, but only while memory is reclaimed: it is no cap on them",
-        ),
-        _ => return None,
-    };
-    Some(remark.instead("vm.vfs_cache_pressure = 100"))
+            _ if times > 10.0 => Remark::new(
+                Verdict::Harmful,
+                format!(
+                    "no cap: it multiplies by {times:.0} how many dentries and inodes each reclaim looks for, more than \
+                     there are, and reclaim contends for their locks; while memory is free nothing is dropped all the same"
+                ),
+            ),
+            _ if times > 2.0 => Remark::new(
+                Verdict::Doubtful,
+                "drops dentries and inodes sooner than file pages, but only while memory is reclaimed: it is no cap on them",
+            ),
+            _ => return None,
+        };
+        Some(remark.instead(format!("vm.vfs_cache_pressure = {fair}")))
+    }
 }
 
 #[cfg(test)]

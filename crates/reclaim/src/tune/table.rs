@@ -14,9 +14,9 @@ pub static SETTINGS: &[Setting] = &[
         name: "vm.vfs_cache_pressure",
         path: "proc/sys/vm/vfs_cache_pressure",
         values: Number(0, INT),
-        does: "Multiplies, in percent, how many unused dentries and inodes are looked at each time memory is \
-               reclaimed. 100 is fair against the page cache. It is no cap: while memory is free nothing is reclaimed, \
-               whatever it says.",
+        does: "Multiplies, in percent (from 6.16 in parts of vm.vfs_cache_pressure_denom), how many unused dentries and \
+               inodes are looked at each time memory is reclaimed. 100 is fair against the page cache. It is no cap: \
+               while memory is free nothing is reclaimed, whatever it says.",
         danger: "100000, as the web has it, does not keep the caches small: at reclaim it asks for 1000 times more \
                  objects than there are, and contends for their locks. 0 never reclaims them and can end in an OOM kill.",
         source: "Documentation/admin-guide/sysctl/vm.rst, vfs_cache_pressure; super_cache_count, fs/super.c",

@@ -1,6 +1,6 @@
 //! Settings of reclaim: when it starts, what it takes, how much may wait to be written.
 
-use super::{Advice, Facts};
+use super::{Advice, Facts, Host};
 use ebbtide_explain::Cause;
 use ebbtide_observe::Bytes;
 
@@ -70,6 +70,7 @@ pub(super) fn writeback(facts: &Facts) -> Vec<Advice> {
 /// Dentries and inodes that somebody told the kernel to keep.
 pub(super) fn dentries(facts: &Facts) -> Option<Advice> {
     let finding = facts.found(Cause::SlabReclaimable)?;
-    let low = facts.number("vm.vfs_cache_pressure").is_some_and(|pressure| pressure < 100);
-    low.then(|| facts.change("vm.vfs_cache_pressure", 100, Some(Cause::SlabReclaimable), &finding.summary))?
+    let fair = Host::read(facts.root).ok()?.fair_cache_pressure();
+    let low = facts.number("vm.vfs_cache_pressure").is_some_and(|pressure| pressure < fair);
+    low.then(|| facts.change("vm.vfs_cache_pressure", fair, Some(Cause::SlabReclaimable), &finding.summary))?
 }

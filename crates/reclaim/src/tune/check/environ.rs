@@ -1,6 +1,7 @@
 //! A process's environment: the variables that bear on its memory, and what they really do in it.
 //!
-//! It is what the process was executed with: what it has set or cleared itself since is not in /proc/PID/environ.
+//! It is what the process was executed with: what it has set or cleared itself since is not in /proc/PID/environ. Of a
+//! program that shows a title it is what it has now ([`super::present`]).
 
 use super::program::Program;
 use super::{Checked, glibc, jemalloc, named, runtimes};
@@ -35,7 +36,7 @@ pub fn variables(environ: &[u8]) -> Vec<(String, String)> {
 
 /// Whether the program has written a title over its environment, as Redis and nginx do: setproctitle takes the room of
 /// both the arguments and the environment.
-fn overwritten(environ: &[u8]) -> bool {
+pub(super) fn overwritten(environ: &[u8]) -> bool {
     let first = environ.split(|&b| b == 0).next().unwrap_or_default();
     !environ.is_empty() && !first.contains(&b'=')
 }
@@ -48,8 +49,8 @@ pub fn check(program: &Program) -> Vec<Checked> {
     if overwritten(&program.environ) {
         let unit = program.unit.as_deref().unwrap_or("UNIT");
         let says = format!(
-            "it has written its title over its environment: what it was executed with cannot be read. Of a service: \
-             systemctl show {unit} -p Environment"
+            "it has written its title over its environment, and no other is found in it: what it was executed with \
+             cannot be read. Of a service: systemctl show {unit} -p Environment"
         );
         let remark = Remark::new(Verdict::Unknown, says);
         checked.push(Checked { place: place.clone(), text: "environment".to_owned(), remark });

@@ -168,7 +168,8 @@ fn number(program: &Program, tunable: &Tunable, value: &str) -> Remark {
         _ => tunable.most,
     };
     if read < tunable.least || read > most {
-        let says = format!("{name} takes {} to {most}: {read} is ignored silently", tunable.least);
+        let takes = if most == ANY { "and more".to_owned() } else { format!("to {most}") };
+        let says = format!("{name} takes {} {takes}: {read} is ignored silently", tunable.least);
         return Remark::new(Verdict::Invalid, says);
     }
     effect(program, name, read)

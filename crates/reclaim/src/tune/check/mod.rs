@@ -9,6 +9,7 @@ mod jemalloc;
 mod lines;
 mod named;
 mod obsolete;
+mod present;
 mod program;
 mod runtimes;
 pub mod sysctl;

@@ -1,6 +1,8 @@
 //! What a process runs, as far as it bears on its variables: which allocators, which C library, which names its
 //! jemalloc asks for.
 
+use super::environ::overwritten;
+use super::present;
 use ebbtide_heaps::{Heap, Kind};
 use ebbtide_observe::process::membership::Membership;
 use ebbtide_observe::process::{Name, Process};
@@ -24,6 +26,8 @@ pub struct Program {
     pub name: Name,
     /// What was its environment when it was executed, NUL between the variables.
     pub environ: Vec<u8>,
+    /// Where the program has written its title over that: whether `environ` is what it has now.
+    pub present: bool,
     /// Its arguments, NUL between them.
     pub cmdline: Vec<u8>,
     /// Files that it has mapped.
@@ -47,6 +51,8 @@ impl Program {
     pub fn read(process: &Process, heaps: &[Heap], limit: Option<Bytes>) -> Result<Program, ReadError> {
         let mut environ = Vec::new();
         process.dir().read("environ", &mut environ)?;
+        let now = if overwritten(&environ) { present::read(process) } else { None };
+        let present = now.is_some();
         let mut mapped = BTreeSet::new();
         process.each_mapping(|mapping| {
             if mapping.path.starts_with(b"/") {
@@ -61,7 +67,8 @@ impl Program {
         let mut program = Program {
             pid: process.pid(),
             name: process.status()?.name,
-            environ,
+            environ: now.unwrap_or(environ),
+            present,
             cmdline: process.cmdline().unwrap_or_default(),
             mapped,
             kinds,
