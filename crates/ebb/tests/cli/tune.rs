@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -33,7 +33,8 @@ fn machine() -> FakeRoot {
 }
 
 fn value(fake: &FakeRoot, path: &str) -> String {
-    std::fs::read_to_string(fake.path().join(path)).unwrap().trim().to_owned()
+    let text = std::fs::read_to_string(fake.path().join(path)).unwrap();
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 fn records(fake: &FakeRoot) -> usize {
@@ -66,8 +67,7 @@ impl Waiting {
             assert!(out.read_line(&mut line).unwrap() > 0, "ebb ended early: {:?}", ebb.wait());
         }
         let guardian = only_child(ebb.id());
-        let pid = Pid::from_raw(guardian as i32).unwrap();
-        Waiting { ebb, guardian, guardian_ended: pidfd_open(pid, PidfdFlags::empty()).unwrap() }
+        Waiting { ebb, guardian, guardian_ended: pidfd(guardian).unwrap() }
     }
 
     fn kill(&mut self) {
@@ -80,12 +80,13 @@ impl Waiting {
         self.guardian_ended();
     }
 
-    /// Waits for its end: the kernel says it.
     fn guardian_ended(&self) {
-        let mut fds = [PollFd::new(&self.guardian_ended, PollFlags::IN)];
-        let minute = Timespec { tv_sec: 60, tv_nsec: 0 };
-        assert_eq!(poll(&mut fds, Some(&minute)), Ok(1), "the guardian goes on and on");
+        ended(&self.guardian_ended);
     }
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 fn only_child(parent: u32) -> u32 {
@@ -94,9 +95,23 @@ fn only_child(parent: u32) -> u32 {
         let after_name = stat.rsplit(") ").next().unwrap_or_default();
         after_name.split(' ').nth(1) == Some(&parent.to_string())
     };
-    let pids = std::fs::read_dir("/proc").unwrap().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.into_iter().find(is_child).expect("a guardian")
+    processes().find(is_child).expect("a guardian")
+}
+
+fn runs_on(pid: u32, root: &str) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|&b| b == 0).any(|argument| argument == root.as_bytes())
+}
+
+fn pidfd(pid: u32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(pid as i32)?, PidfdFlags::empty()).ok()
+}
+
+/// Waits for a process's end: the kernel says it.
+fn ended(process: &OwnedFd) {
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    let minute = Timespec { tv_sec: 60, tv_nsec: 0 };
+    assert_eq!(poll(&mut fds, Some(&minute)), Ok(1), "it goes on and on");
 }
 
 #[test]
@@ -106,6 +121,32 @@ fn the_guardian_sets_back_when_ebb_is_killed() {
     waiting.kill();
     waiting.guardian_ended();
     assert_eq!((value(&fake, PRESSURE).as_str(), records(&fake)), ("100", 0));
+}
+
+/// Whenever it is killed: what it changed has a record, and undo leaves nothing, not even a guardian.
+#[test]
+fn undo_sets_back_whenever_ebb_is_killed() {
+    let fake = machine();
+    let root = fake.path().to_str().unwrap();
+    let mut changed = 0;
+    for step in 0..40 {
+        let mut command = tune(&fake, &["vm.vfs_cache_pressure=150", "--apply", "--for", "1h"]);
+        let mut ebb = command.stdout(Stdio::null()).spawn().unwrap();
+        // Not to wait for anything: to be at another point each time.
+        std::thread::sleep(std::time::Duration::from_millis(step));
+        ebb.kill().unwrap();
+        ebb.wait().unwrap();
+        let guardians: Vec<OwnedFd> =
+            processes().filter(|pid| runs_on(*pid, root)).filter_map(pidfd).collect();
+        let is_changed = value(&fake, PRESSURE) == "150";
+        assert!(!is_changed || records(&fake) > 0, "changed without a record");
+        changed += u32::from(is_changed);
+        assert_eq!(run(&mut tune(&fake, &["--undo"])).code, 0);
+        assert_eq!(value(&fake, PRESSURE), "100");
+        assert!(run(&mut tune(&fake, &["--undo"])).out.contains("nothing to undo"));
+        guardians.iter().for_each(ended);
+    }
+    let _ = writeln!(std::io::stdout(), "killed 40 times, {changed} times after the change");
 }
 
 #[test]

@@ -120,8 +120,8 @@ pub fn apply(
         persistent: options.persist,
         changes,
     };
-    store.write(&record)?;
-    if let Err(error) = guard(&record).and_then(|()| write(root, &record)) {
+    let made = store.write(&record).and_then(|()| guard(&record)).and_then(|()| write(root, &record));
+    if let Err(error) = made {
         // Nothing of it holds any more, so nobody needs the record; one that stays finds all as it was.
         let _ = store.remove(&record.id);
         return Err(error);
@@ -238,7 +238,11 @@ mod tests {
     }
 
     fn value(fake: &FakeRoot, path: &str) -> String {
-        std::fs::read_to_string(fake.path().join(path)).unwrap().trim().to_owned()
+        Root::at(fake.path()).unwrap().read_line(path).unwrap()
+    }
+
+    fn text(fake: &FakeRoot, path: &str) -> String {
+        std::fs::read_to_string(fake.path().join(path)).unwrap()
     }
 
     #[test]
@@ -326,7 +330,7 @@ mod tests {
         let applied = run(&root, &["vm.vfs_cache_pressure=150"], options).unwrap();
         assert!(applied.notes[0].contains("/etc/sysctl.d/99-mine.conf"), "{:?}", applied.notes);
         let file = "etc/sysctl.d/60-ebbtide.conf";
-        assert!(value(&fake, file).ends_with("vm.vfs_cache_pressure = 150"));
+        assert!(text(&fake, file).ends_with("vm.vfs_cache_pressure = 150\n"));
         fake.set("proc/sys/kernel/random/boot_id", "second\n");
         let undone = undo(&root, &Store::at(&root, None), None, false).unwrap();
         assert_eq!(undone[0].outcome, Outcome::Restored, "a boot does not undo it");

@@ -102,9 +102,10 @@ impl Setting {
     pub(crate) fn write(&self, root: &Root, value: &str) -> Result<(), TuneError> {
         let refused = |why: String| TuneError::Refused { name: self.name, value: value.to_owned(), why };
         let path = root.path(self.path);
+        // One system call and no O_TRUNC, so that there is no moment without a value: on a fake root what was longer
+        // stays behind the first line, which is what counts.
         std::fs::OpenOptions::new()
             .write(true)
-            .truncate(true)
             .open(&path)
             .and_then(|mut file| file.write_all(format!("{value}\n").as_bytes()))
             .map_err(|error| refused(why(&error)))?;

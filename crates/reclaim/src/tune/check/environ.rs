@@ -92,18 +92,11 @@ fn preloaded(program: &Program, value: &str) -> Vec<Remark> {
     let libraries = value.split([' ', ':']).filter(|library| !library.is_empty());
     let one = |library: &str| {
         let name = library.rsplit('/').next().unwrap_or_default();
-        if program.libraries().any(|mapped| mapped == name || mapped.starts_with(&format!("{name}."))) {
-            return Remark::new(Verdict::Effective, format!("{library} is loaded"));
-        }
-        // A link's name is not what it is mapped as.
-        let version_of = |mapped: &str| {
-            name.split(".so").next().is_some_and(|stem| mapped.starts_with(&format!("{stem}.so")))
+        let is_it = |mapped: &str| {
+            mapped.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         };
-        if !name.is_empty() && program.libraries().any(version_of) {
-            return Remark::new(
-                Verdict::Effective,
-                format!("{library} is loaded under another version's name"),
-            );
+        if program.preloaded.contains(library) || (!name.is_empty() && program.libraries().any(is_it)) {
+            return Remark::new(Verdict::Effective, format!("{library} is loaded"));
         }
         Remark::new(
             Verdict::NoEffect,
@@ -175,6 +168,8 @@ pub(super) mod tests {
         assert_eq!(with("/lib/libc.so.6"), [Effective]);
         assert_eq!(with("libc.so.6:/no/such/libjemalloc.so.2"), [Effective, NoEffect]);
         assert_eq!(with(":"), []);
+        let linked = Program { preloaded: ["/etc/alternatives/x.so".to_owned()].into(), ..program() };
+        assert_eq!(verdicts(linked, "LD_PRELOAD=/etc/alternatives/x.so:/x.so"), [Effective, NoEffect]);
     }
 
     proptest! {

@@ -4,7 +4,7 @@
 //! (parse_tunables, tunable_initialize), malloc/malloc.c (do_set_*). Up to 2.38 numbers are read as by strtoul and
 //! what follows them is ignored; from 2.39 on such a value is refused, and a malformed GLIBC_TUNABLES as a whole.
 
-use super::program::Program;
+use super::program::{Program, is_libc};
 use crate::tune::distance::nearest;
 use crate::tune::judge::{Remark, Verdict};
 use ebbtide_heaps::Kind;
@@ -81,12 +81,16 @@ fn upper_of_mallopt(name: &str) -> Option<&'static str> {
 
 /// Where glibc's malloc is not what the program uses.
 fn not_here(program: &Program) -> Option<Remark> {
-    let libc = program.libraries().find(|name| name.starts_with("ld-musl"));
-    if libc.is_some() {
+    if program.libraries().any(|name| name.starts_with("ld-musl")) {
         return Some(Remark::new(Verdict::NoEffect, "it runs musl's malloc, which has no settings"));
     }
-    (!program.may_run(Kind::Glibc) || only_another(program)).then(|| {
-        Remark::new(Verdict::NoEffect, format!("it runs {}, which does not read it", program.runs()))
+    if !program.may_run(Kind::Glibc) || only_another(program) {
+        let says = format!("it runs {}, which does not read it", program.runs());
+        return Some(Remark::new(Verdict::NoEffect, says));
+    }
+    let linked = program.libraries().any(is_libc) || program.kinds.contains(&Kind::Glibc);
+    (!linked).then(|| {
+        Remark::new(Verdict::NoEffect, "no GNU C library was found in it, and nothing else reads it")
     })
 }
 
@@ -298,6 +302,8 @@ mod tests {
     #[test]
     fn another_allocator_does_not_read_them() {
         let jemalloc = Program { kinds: [Kind::Jemalloc].into(), ..program() };
+        let static_musl = Program { mapped: Default::default(), kinds: Default::default(), ..program() };
+        assert_eq!(verdicts(static_musl, "MALLOC_ARENA_MAX=2"), [NoEffect]);
         assert_eq!(
             verdicts(jemalloc, "MALLOC_ARENA_MAX=2 GLIBC_TUNABLES=glibc.malloc.arena_max=2"),
             [NoEffect, NoEffect]

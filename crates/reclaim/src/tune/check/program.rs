@@ -1,7 +1,7 @@
 //! What a process runs, as far as it bears on its variables: which allocators, which C library, which names its
 //! jemalloc asks for.
 
-use super::environ::overwritten;
+use super::environ::{overwritten, variables};
 use super::present;
 use ebbtide_heaps::{Heap, Kind};
 use ebbtide_observe::process::membership::Membership;
@@ -32,6 +32,8 @@ pub struct Program {
     pub cmdline: Vec<u8>,
     /// Files that it has mapped.
     pub mapped: BTreeSet<String>,
+    /// Libraries of its LD_PRELOAD that are mapped under another name, as links are.
+    pub preloaded: BTreeSet<String>,
     /// Its allocators.
     pub kinds: BTreeSet<Kind>,
     /// The GNU C library's version.
@@ -53,11 +55,12 @@ impl Program {
         process.dir().read("environ", &mut environ)?;
         let now = if overwritten(&environ) { present::read(process) } else { None };
         let present = now.is_some();
-        let mut mapped = BTreeSet::new();
+        let (mut mapped, mut inodes) = (BTreeSet::new(), BTreeSet::new());
         process.each_mapping(|mapping| {
             if mapping.path.starts_with(b"/") {
                 let path = mapping.deleted().unwrap_or(mapping.path);
                 mapped.insert(String::from_utf8_lossy(path).into_owned());
+                inodes.insert(mapping.inode);
             }
             true
         })?;
@@ -77,6 +80,7 @@ impl Program {
             ..Program::default()
         };
         program.glibc = program.glibc_version(process);
+        program.preloaded = links(process, &program.environ, &inodes);
         if program.kinds.contains(&Kind::Jemalloc) {
             program.conf_names = program.conf_names(process);
         }
@@ -101,10 +105,7 @@ impl Program {
 
     /// "GNU C Library (...) stable release version 2.36." in its libc; a static program has it itself.
     fn glibc_version(&self, process: &Process) -> Option<(u32, u32)> {
-        let libc = self.mapped.iter().find(|path| {
-            let name = path.rsplit('/').next().unwrap_or_default();
-            name == "libc.so.6" || name.starts_with("libc-2.")
-        });
+        let libc = self.mapped.iter().find(|path| is_libc(path.rsplit('/').next().unwrap_or_default()));
         let is_static = !self.libraries().any(|name| name.starts_with("ld-"));
         let file = match libc {
             Some(path) => format!("root{path}"),
@@ -136,6 +137,24 @@ impl Program {
         }
         names
     }
+}
+
+/// Whether `name` is that of glibc's library.
+pub(super) fn is_libc(name: &str) -> bool {
+    name == "libc.so.6" || name.starts_with("libc-2.")
+}
+
+/// The paths in LD_PRELOAD whose files are among `inodes`: a device's number is not the same in maps and in stat(2) on
+/// every file system (btrfs, overlayfs), and among some dozen files the inode tells enough.
+fn links(process: &Process, environ: &[u8], inodes: &BTreeSet<u64>) -> BTreeSet<String> {
+    let set = variables(environ).into_iter().find(|(name, _)| name == "LD_PRELOAD");
+    let is_mapped = |path: &&str| {
+        let file = process.dir().open_file(&format!("root{path}"));
+        let stat = file.ok().and_then(|file| rustix::fs::fstat(&file).ok());
+        stat.is_some_and(|stat| inodes.contains(&stat.st_ino))
+    };
+    let set = set.map(|(_, value)| value).unwrap_or_default();
+    set.split([' ', ':']).filter(|path| path.starts_with('/')).filter(is_mapped).map(str::to_owned).collect()
 }
 
 /// The service that a process is in, by its cgroup. A name with anything but what units' names have is none: it ends up
