@@ -17,12 +17,12 @@ use std::time::Duration;
 /// `ebb tune`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without arguments it advises from what it finds on this host, and changes nothing.\n\
-    With SETTING=VALUE it says what the change would do here; --apply does it. The undo record is on the disk\n\
-    before anything is changed (in /var/lib/ebbtide/undo, or in undo of the directory that EBB_STATE names); a\n\
-    guardian process of its own session sets back when the time is up, also when ebb is killed. If that is\n\
-    killed too, every later run of ebb says so, and 'ebb tune --undo' sets back; it needs no disk space. A\n\
-    restart of the machine undoes all but what --persist wrote."
+    after_help = "Without arguments it advises from what it finds on this host, and changes nothing. With \
+    SETTING=VALUE it says what the change would do here; --apply does it, until the next restart or --undo.\n\n\
+    The undo record is on the disk before anything is changed: in /var/lib/ebbtide/undo, or in undo of the directory \
+    that EBB_STATE names. With --for a guardian, a process in a session of its own, sets back when the time is up, also \
+    when ebb is killed, and at once when it is told to end. If it is killed too, every later run of ebb says so, and \
+    'ebb tune --undo' sets back; that needs no disk space. A restart of the machine undoes all but what --persist wrote."
 )]
 pub(crate) struct TuneArgs {
     /// Settings to change, as 'ebb tune --list' names them
@@ -34,7 +34,7 @@ pub(crate) struct TuneArgs {
     /// Set them back after so long (30s, 1h), or at Ctrl-C
     #[arg(long = "for", value_name = "TIME", value_parser = duration, requires = "apply")]
     time: Option<Duration>,
-    /// Do not wait for that: the guardian does
+    /// Do not wait for that: the guardian does (else a terminal that closes counts as Ctrl-C)
     #[arg(long, requires = "time")]
     detach: bool,
     /// Keep them over a restart: a line in /etc/sysctl.d/60-ebbtide.conf (/etc/tmpfiles.d for files of /sys)

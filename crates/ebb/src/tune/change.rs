@@ -69,14 +69,17 @@ pub(super) fn run(args: &TuneArgs, root: &Root, store: &Store) -> anyhow::Result
         Ok(())
     })?;
     let page = Page::of_stdout();
-    if !args.output.json {
-        render::print(&done(page, args, &plan, &applied))?;
-    }
+    // That nobody could be told is no reason not to wait.
+    let told = match args.output.json {
+        true => Ok(()),
+        false => render::print(&done(page, args, &plan, &applied)),
+    };
     let mut undone = None;
     if let (Some(guard), Some(record), false) = (guard, &applied.record, args.detach) {
         guardian::wait(guard, &signals)?;
         undone = Some(after_guardian(root, store, record)?);
     }
+    told?;
     if args.output.json {
         render::print_json(&Json {
             schema_version: 1,

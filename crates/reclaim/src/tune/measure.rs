@@ -66,26 +66,21 @@ impl Measures {
         for setting in settings {
             wanted.extend_from_slice(moved_by(setting));
         }
-        let rows = [
-            ("available", "MemAvailable", Some(self.available_bytes), Some(after.available_bytes)),
-            ("free", "MemFree", Some(self.free_bytes), Some(after.free_bytes)),
-            ("commit", "commit limit left", Some(self.commit_left_bytes), Some(after.commit_left_bytes)),
-            ("unwritten", "unwritten file pages", Some(self.unwritten_bytes), Some(after.unwritten_bytes)),
-            ("huge", "AnonHugePages", Some(self.anon_huge_bytes), Some(after.anon_huge_bytes)),
-            ("blocks", "free in blocks of 64 KiB and more", self.high_order_bytes, after.high_order_bytes),
-            ("watermark", "kept free (high watermarks)", self.watermark_bytes, after.watermark_bytes),
+        let row = |key: &str, name, of: fn(&Measures) -> Option<String>| {
+            wanted.contains(&key).then_some((name, of(self)?, of(after)?))
+        };
+        let text = [
+            row("available", "MemAvailable", |m| Some(m.available_bytes.to_string())),
+            row("free", "MemFree", |m| Some(m.free_bytes.to_string())),
+            row("commit", "commit limit left", |m| Some(m.commit_left_bytes.to_string())),
+            row("unwritten", "unwritten file pages", |m| Some(m.unwritten_bytes.to_string())),
+            row("huge", "AnonHugePages", |m| Some(m.anon_huge_bytes.to_string())),
+            row("blocks", "free in blocks of 64 KiB and more", |m| Some(m.high_order_bytes?.to_string())),
+            row("watermark", "kept free (high watermarks)", |m| Some(m.watermark_bytes?.to_string())),
+            row("dentries", "dentries", |m| Some(m.dentries?.to_string())),
+            row("dentries", "negative dentries", |m| Some(m.negative_dentries?.to_string())),
         ];
-        let counts = [
-            ("dentries", "dentries", self.dentries, after.dentries),
-            ("dentries", "negative dentries", self.negative_dentries, after.negative_dentries),
-        ];
-        let bytes = rows.into_iter().filter_map(|(key, name, before, after)| {
-            wanted.contains(&key).then_some((name, before?.to_string(), after?.to_string()))
-        });
-        let counts = counts.into_iter().filter_map(|(key, name, before, after)| {
-            wanted.contains(&key).then_some((name, before?.to_string(), after?.to_string()))
-        });
-        bytes.chain(counts).collect()
+        text.into_iter().flatten().collect()
     }
 }
 

@@ -96,8 +96,8 @@ pub(crate) fn forget(root: &Root, setting: &Setting, change: &Change) -> Result<
     .map_err(|e| TuneError::file("cannot write", path, e))
 }
 
-/// Overwrites the first letter of `line`, which takes no space on a full disk. Only names of settings begin with the
-/// letters that the others keep, so "m.swappiness = 10" would be read as a setting: hence a comment sign.
+/// Makes `line` a comment by its first letter alone: the block that holds it is there already, so that takes no space on
+/// a full disk. (A file system that writes elsewhere, as btrfs, may refuse even that; then the record stays.)
 fn comment_out(path: &std::path::Path, text: &str, line: &str) -> std::io::Result<()> {
     let before: usize =
         text.split_inclusive('\n').take_while(|&one| one.trim_end_matches('\n') != line).map(str::len).sum();
