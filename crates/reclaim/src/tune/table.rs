@@ -103,8 +103,9 @@ pub static SETTINGS: &[Setting] = &[
         does: "Who gets transparent huge pages at a page fault and from khugepaged: everybody, those who ask by \
                madvise(MADV_HUGEPAGE), nobody.",
         danger: "always gives 2 MiB for one touched byte; madvise and never take the speed of huge pages from programs \
-                 that do not ask. Pages that are huge already stay.",
-        source: "Documentation/admin-guide/mm/transhuge.rst, enabled",
+                 that do not ask. Pages that are huge already stay. The kernel computes vm.min_free_kbytes anew, \
+                 which is larger while there are huge pages.",
+        source: "Documentation/admin-guide/mm/transhuge.rst, enabled; set_recommended_min_free_kbytes, mm/khugepaged.c",
         twin: None,
     },
     Setting {
