@@ -32,6 +32,8 @@ pub(crate) enum Verb {
     Heap(crate::heap::HeapArgs),
     /// Give back what a process, a cgroup or the host keeps, and prove it
     Reclaim(crate::reclaim::ReclaimArgs),
+    /// Settings of the kernel and of allocators: advise, check, change for a time, undo
+    Tune(crate::tune::TuneArgs),
     /// Who makes the dentries: traces path look-ups for some seconds
     Dentries(crate::dentries::DentriesArgs),
     /// Will fork() succeed, what will it cost, what will copy-on-write add

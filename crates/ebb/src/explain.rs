@@ -6,6 +6,7 @@ use crate::report::{Beside, Report, Target};
 use crate::{cgroup, gather, host, watch};
 use anyhow::{Context, bail};
 use ebbtide_explain::{ledger, rules};
+use ebbtide_heaps::Look;
 use ebbtide_observe::fork::ForkSample;
 use ebbtide_observe::host::HostSample;
 use ebbtide_observe::process::{Detail, Process, Processes, Status};
@@ -86,6 +87,15 @@ pub(crate) fn with_memory(pid: u32, status: &Status) -> anyhow::Result<()> {
 }
 
 fn process(root: &Root, process: &Process, used: Option<&rules::Used>) -> anyhow::Result<Report> {
+    looked_into(root, process, used).map(|(report, _)| report)
+}
+
+/// The report of a process, and what was seen in its heaps.
+pub(crate) fn looked_into(
+    root: &Root,
+    process: &Process,
+    used: Option<&rules::Used>,
+) -> anyhow::Result<(Report, Look)> {
     let pid = process.pid();
     let host = HostSample::read(root)?;
     let detail = match Detail::read(process, gather::tmpfs(&host)) {
@@ -129,5 +139,5 @@ fn process(root: &Root, process: &Process, used: Option<&rules::Used>) -> anyhow
         ("page_tables", beside.page_tables_bytes, "kernel memory, in no RSS"),
         ("virtual", beside.virtual_bytes, "address space, not memory"),
     ]);
-    Ok(report)
+    Ok((report, look))
 }

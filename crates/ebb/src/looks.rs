@@ -34,6 +34,9 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
+    /// For reports in which heaps play no part.
+    pub(crate) const NONE: Budget = Budget { heaps: Duration::ZERO, no_heaps: true };
+
     /// Whether to look at all.
     pub(crate) fn is_some(self) -> bool {
         !self.no_heaps

@@ -20,6 +20,7 @@ mod reclaim;
 mod render;
 mod report;
 mod run;
+mod tune;
 mod watch;
 
 use clap::Parser;
@@ -45,12 +46,16 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    if !matches!(cli.verb, Some(Verb::Tune(_) | Verb::Completions(_) | Verb::Man(_))) {
+        tune::remind();
+    }
     match cli.verb {
         None => host::run(&cli.host),
         Some(Verb::Explain(args)) => explain::run(&args),
         Some(Verb::Ps(args)) => ps::run(&args),
         Some(Verb::Heap(args)) => heap::run(&args),
         Some(Verb::Reclaim(args)) => reclaim::run(&args),
+        Some(Verb::Tune(args)) => tune::run(&args),
         Some(Verb::Dentries(args)) => dentries::run(&args),
         Some(Verb::Fork(args)) => fork::run(&args),
         Some(Verb::Run(args)) => run::run(&args),

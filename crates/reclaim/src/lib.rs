@@ -15,6 +15,7 @@ mod refused;
 mod report;
 mod slow;
 mod swap;
+pub mod tune;
 
 pub use refused::{LeverError, Refusal};
 pub use report::{Blocks, Lever, Report};

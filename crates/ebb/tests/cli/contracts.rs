@@ -171,7 +171,7 @@ fn nonsense_arguments_are_errors() {
 
 #[test]
 fn help_completions_and_man_pages_know_every_verb() {
-    let verbs = ["explain", "ps", "heap", "dentries", "fork", "causes", "completions"];
+    let verbs = ["explain", "ps", "heap", "tune", "dentries", "fork", "causes", "completions"];
     let help = run(&mut ebb(&["--help"]));
     assert_eq!(help.code, 0);
     let dir = tempfile::tempdir().unwrap();

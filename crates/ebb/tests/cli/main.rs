@@ -12,6 +12,7 @@ mod heaps;
 mod programs;
 mod reclaim;
 mod targets;
+mod tune;
 
 use serde_json::Value;
 use std::io::Write;

@@ -58,7 +58,7 @@ fn refusal(sample: &ForkSample) -> Option<Finding> {
             )
             .lever(
                 "overcommit-mode",
-                "sysctl vm.overcommit_memory=1",
+                "ebb tune vm.overcommit_memory=1 --apply --for 1h",
                 Bytes::ZERO,
                 "the kernel then promises any amount; what is touched beyond RAM ends in an OOM kill",
             ),
@@ -106,7 +106,7 @@ pub(super) fn limits(subject: &Subject) -> Vec<Finding> {
             max as f64,
             shown,
             "ENOMEM",
-            "sysctl vm.max_map_count=262144",
+            "ebb tune vm.max_map_count=262144 --apply",
         );
     }
     let Some(limits) = &detail.limits else { return found };

@@ -177,7 +177,7 @@ pub(super) fn thp_bloat(subject: &Subject) -> Vec<Finding> {
             .not(Cause::Leak, "the program did not ask for these pages: khugepaged or the page fault did")
             .lever(
                 "max-ptes-none",
-                "echo 0 > /sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none",
+                "ebb tune khugepaged.max_ptes_none=0 --apply --for 1h",
                 Bytes::ZERO,
                 "stops refilling for every process; what is filled stays until it is split or freed",
             ),

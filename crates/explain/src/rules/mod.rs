@@ -22,6 +22,7 @@ pub use cgroup::{Group, cgroup};
 pub use fork::CowPair;
 pub use heap::Used;
 pub use inside::Inside;
+pub use pools::commit_setting;
 
 use crate::{Finding, Ledger};
 use ebbtide_heaps::Heap;

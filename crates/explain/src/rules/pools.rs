@@ -3,7 +3,7 @@
 
 use super::{Host, worth};
 use crate::{Cause, Finding};
-use ebbtide_observe::host::Zone;
+use ebbtide_observe::host::{Meminfo, Zone};
 use ebbtide_observe::{Bytes, Pages};
 
 pub(super) fn reserved(host: &Host) -> Vec<Finding> {
@@ -113,13 +113,30 @@ pub(super) fn strict_overcommit(host: &Host) -> Vec<Finding> {
         mem.committed_as, mem.commit_limit, mem.mem_available
     );
     let ratio = host.sample.sysctls.get("vm/overcommit_ratio").unwrap_or(50);
+    let kbytes = host.sample.sysctls.get("vm/overcommit_kbytes");
+    let (setting, value) = commit_setting(mem, kbytes, mem.committed_as.scaled(1.25));
     vec![
         Finding::new(Cause::OvercommitRefusal, mem.mem_available, 0.95, summary)
             .evidence("/proc/meminfo", format!("Committed_AS {}, CommitLimit {}, {left} left", mem.committed_as, mem.commit_limit))
             .evidence("/proc/sys/vm", format!("overcommit_memory 2, overcommit_ratio {ratio}"))
             .not(Cause::Leak, "nothing has to have grown: address space is charged when it is asked for, not when it is touched")
-            .lever("commit-limit", "sysctl vm.overcommit_ratio=90", Bytes::ZERO, "promises more than half of RAM: what is promised may then be missing when touched"),
+            .lever(
+                "commit-limit",
+                format!("ebb tune {setting}={value} --apply --for 1h"),
+                Bytes::ZERO,
+                "room for a quarter more than is promised now: what is promised may then be missing when touched",
+            ),
     ]
+}
+
+/// The setting, and its value, with which the commit limit is `wanted`: `overcommit_kbytes` where that is in force
+/// (`kbytes`), else the ratio, in percent of RAM without hugetlb (vm_commit_limit, mm/util.c).
+pub fn commit_setting(mem: &Meminfo, kbytes: Option<u64>, wanted: Bytes) -> (&'static str, u64) {
+    let of_ram = wanted - mem.swap_total;
+    match kbytes {
+        Some(1..) => ("vm.overcommit_kbytes", of_ram.0.div_ceil(1024)),
+        _ => ("vm.overcommit_ratio", (of_ram.share_of(mem.mem_total - mem.hugetlb) * 100.0).ceil() as u64),
+    }
 }
 
 #[cfg(test)]
@@ -174,6 +191,12 @@ mod tests {
         let root = ebbtide_observe::Root::at(dir.path()).unwrap();
         s.sysctls = ebbtide_observe::host::Sysctls::read(&root);
         assert_eq!(causes(&s), [Cause::OvercommitRefusal]);
+        assert_eq!(
+            found(&s)[0].levers[0].command,
+            "ebb tune vm.overcommit_ratio=63 --apply --for 1h",
+            "10 of 16 GiB"
+        );
+        assert_eq!(commit_setting(&s.meminfo, Some(1), gib(10)), ("vm.overcommit_kbytes", 10 << 20));
         s.meminfo.committed_as = gib(5);
         assert_eq!(causes(&s), []);
     }
