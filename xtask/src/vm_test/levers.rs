@@ -190,7 +190,10 @@ fn anonymous() -> Result<()> {
     ensure!(free - meminfo("SwapFree")? < 30 * MIB, "caches only, but {free} of swap fell");
     let report = ebb(&["--cgroup", "/levers", "--bytes", "60M"])?;
     let (predicted, returned) = figures("cgroup, 60 MiB of anonymous memory", &report)?;
-    ensure!(predicted == 60 * MIB && near(predicted, returned, 15), "not as asked for: {report:#}");
+    // On a slow disk more goes to swap than has left memory: then it stops before swap is full, and says so.
+    let stopped = report["levers"][0]["short"].as_str().is_some_and(|why| why.contains("swap"));
+    let enough = near(predicted, returned, 15) || (stopped && returned > predicted / 3);
+    ensure!(predicted == 60 * MIB && enough, "not as asked for: {report:#}");
     Ok(())
 }
 
