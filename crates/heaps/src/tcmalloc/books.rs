@@ -5,6 +5,7 @@
 //! in both directions (size to class, class to size), an array of central lists numbered as these classes are, the
 //! page heap's 256 list heads between its two sets and its statistics, and a page map before them with a leaf.
 
+use crate::data;
 use crate::reader::Reader;
 use crate::source::{Area, Fault, there};
 use memchr::memmem;
@@ -66,18 +67,12 @@ pub(super) struct Books {
 }
 
 /// Data segments with enough zeroed data for tcmalloc's books.
-pub(super) fn segments(areas: &[Area]) -> Vec<Range<u64>> {
-    let data = |area: &Area| area.inode != 0 && area.perms.read && area.perms.write && !area.perms.shared;
-    let pairs = areas.windows(2).filter(|pair| {
-        let [file, zeroed] = pair else { return false };
-        let follows = zeroed.range.start == file.range.end && zeroed.is_unnamed() && zeroed.is_private_anon();
-        data(file) && follows && zeroed.size().0 >= ZEROED_LEAST
-    });
-    let segment = |pair: &[Area]| {
-        let start = pair[0].range.start;
-        start..pair[1].range.end.min(start.saturating_add(SEGMENT_MOST))
-    };
-    pairs.map(segment).collect()
+pub(super) fn segments(areas: &[Area]) -> impl Iterator<Item = Range<u64>> + '_ {
+    let with_room = data::segments(areas).filter(|segment| segment.zeroed_size() >= ZEROED_LEAST);
+    with_room.map(|segment| {
+        let Range { start, end } = segment.range();
+        start..end.min(start.saturating_add(SEGMENT_MOST))
+    })
 }
 
 /// The books in `segment`.

@@ -106,19 +106,26 @@ fn is_set(bits: &[u8], index: u64) -> bool {
         .is_some_and(|byte| byte >> (index % 8) & 1 == 1)
 }
 
+/// Whether a table of arenas may begin with `count`.
+pub(super) fn may_be(count: u64) -> bool {
+    (1..=ARENAS_MOST).contains(&count)
+}
+
 /// The arenas that the table at `table` names, in order; none if it is no such table.
-pub(super) fn of_table(reader: &mut Reader<'_>, table: u64, words: &[[u8; 8]]) -> Result<Vec<Arena>, Fault> {
-    let mut words = words.iter().map(|word| u64::from_le_bytes(*word));
-    let count = words.next().filter(|count| (1..=ARENAS_MOST).contains(count)).unwrap_or(0);
+pub(super) fn of_table(reader: &mut Reader<'_>, table: u64) -> Result<Vec<Arena>, Fault> {
     let mut arenas = Vec::new();
-    // One that was given back leaves its place empty.
-    for base in words.take(count as usize).filter(|base| *base != 0) {
-        if !base.is_multiple_of(SLICE) || base >= 1 << 48 {
-            return Ok(Vec::new());
-        }
-        match Arena::read(reader, base, table)? {
-            Some(arena) => arenas.push(arena),
-            None => return Ok(Vec::new()),
+    let Some(count) = there(reader.u64(table))?.filter(|count| may_be(*count)) else { return Ok(arenas) };
+    for at in (table..=table.saturating_add(8 * count)).step_by(8).skip(1) {
+        match there(reader.u64(at))? {
+            // One that was given back leaves its place empty.
+            Some(0) => {}
+            Some(base) if base.is_multiple_of(SLICE) && base < 1 << 48 => {
+                match Arena::read(&mut Reader::new(reader.source()), base, table)? {
+                    Some(arena) => arenas.push(arena),
+                    None => return Ok(Vec::new()),
+                }
+            }
+            _ => return Ok(Vec::new()),
         }
     }
     arenas.sort_by_key(|arena| arena.base);

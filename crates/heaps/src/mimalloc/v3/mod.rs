@@ -11,17 +11,18 @@ mod books;
 mod map;
 mod walk;
 
+use crate::data;
 use crate::model::Heap;
 use crate::ranges::append;
 use crate::reader::Reader;
-use crate::source::{Area, Fault, MemorySource, there};
+use crate::source::{Area, Fault, MemorySource};
 use arenas::Arena;
 use books::Books;
 use map::Map;
 use std::ops::Range;
 
-/// More of a data segment is not searched.
-const SEGMENT_MOST: u64 = 32 << 20;
+/// More of a data segment in memory is not searched.
+const DATA_MOST: u64 = 32 << 20;
 
 /// All books.
 #[derive(Debug)]
@@ -36,8 +37,8 @@ pub(super) fn look(source: &dyn MemorySource, ranges: bool) -> Result<Option<Hea
         return Ok(None);
     }
     let mut reader = Reader::new(source);
-    for segment in segments(source.areas()) {
-        if let Some(found) = find(&mut reader, segment)? {
+    for segment in data::segments(source.areas()) {
+        if let Some(found) = find(&mut reader, segment.range())? {
             return walk::walk(source, &found, ranges).map(Some);
         }
     }
@@ -53,36 +54,18 @@ fn has_room(areas: &[Area]) -> bool {
     memory.iter().any(|range| range.end - range.start >= arenas::LEAST)
 }
 
-/// Writable data of programs and libraries, with the zeroed data that follow.
-fn segments(areas: &[Area]) -> impl Iterator<Item = Range<u64>> + '_ {
-    areas.iter().enumerate().filter_map(|(index, file)| {
-        let is_data = file.inode != 0 && file.perms.read && file.perms.write && !file.perms.shared;
-        let zeroed = areas
-            .get(index + 1)
-            .filter(|next| next.range.start == file.range.end && next.is_private_anon() && next.is_unnamed());
-        let end = zeroed.map_or(file.range.end, |zeroed| zeroed.range.end);
-        is_data.then(|| file.range.start..end.min(file.range.start.saturating_add(SEGMENT_MOST)))
-    })
-}
-
 /// The books that the data in `segment` lead to.
 fn find(reader: &mut Reader<'_>, segment: Range<u64>) -> Result<Option<Found>, Fault> {
-    let mut bytes = Vec::new();
-    if there(reader.copy(segment.clone(), &mut bytes))?.is_none() {
-        return Ok(None);
-    }
-    let words = bytes.as_chunks::<8>().0;
-    for (index, table) in (segment.start..segment.end).step_by(8).enumerate() {
-        let Some(rest) = words.get(index..) else { break };
-        let arenas = arenas::of_table(reader, table, rest)?;
-        let Some(page) = a_page(reader, &arenas)? else { continue };
-        for word in words {
-            if let Some(map) = Map::read(reader, u64::from_le_bytes(*word), page)? {
-                return Ok(Some(Found { arenas, map }));
-            }
-        }
-    }
-    Ok(None)
+    let source = reader.source();
+    let runs = data::present(source, segment, DATA_MOST)?;
+    let mut data = Reader::new(source);
+    let table = data::words(&mut data, &runs, |at, count| {
+        let arenas = if arenas::may_be(count) { arenas::of_table(reader, at)? } else { Vec::new() };
+        Ok(a_page(reader, &arenas)?.map(|page| (arenas, page)))
+    })?;
+    let Some((arenas, page)) = table else { return Ok(None) };
+    let map = data::words(&mut data, &runs, |_, word| Map::read(reader, word, page))?;
+    Ok(map.map(|map| Found { arenas, map }))
 }
 
 /// A page of `arenas`.
