@@ -1,5 +1,5 @@
 //! The tcmalloc walker against tcmalloc's own properties, to the byte, what its release returns, and pages dropped
-//! under a program that then checks what it holds. On Debian's two libraries, preloaded.
+//! under a program that then checks what it holds. On the two libraries of each Debian, preloaded.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use ebbtide_heaps::{Area, Fault, Heap, Image, Kind, Live, Look, MemorySource, tcmalloc};

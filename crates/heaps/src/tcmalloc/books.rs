@@ -1,5 +1,5 @@
-//! Where tcmalloc's static books are, found by structure in a data segment; offsets are those of gperftools 2.10
-//! (`src/{common,central_freelist,page_heap,span,pagemap}.h`), verified in Debian's libraries.
+//! Where tcmalloc's static books are, found by structure in a data segment; offsets are those of gperftools 2.8 to
+//! 2.16 (`src/{common,central_freelist,page_heap,span,pagemap}.h`), verified in Debian's libraries (2.8.1, 2.10, 2.16).
 //!
 //! Invariant: [`Books`] are returned only where four structures agree with each other: the tables of size classes
 //! in both directions (size to class, class to size), an array of central lists numbered as these classes are, the
@@ -36,7 +36,10 @@ const SEGMENT_MOST: u64 = 32 << 20;
 /// Offsets in the map of sizes: table of class to size, of class to pages, number of classes.
 const SIZES_AT: u64 = 2684;
 const PAGES_AT: u64 = 3200;
-const COUNT_AT: u64 = 4224;
+/// The last of them from 2.11 on behind the least length of a span, too.
+const COUNTS_AT: [u64; 2] = [4224, 4232];
+/// Bytes of the map of sizes.
+const SIZES_BYTES: u64 = 4240;
 /// Entries of the table of size to class.
 const BY_SIZE: u64 = 2169;
 
@@ -91,7 +94,7 @@ pub(super) fn find(reader: &mut Reader<'_>, segment: Range<u64>) -> Result<Optio
         }
         let stats = heads + HEADS * SPAN_BYTES;
         let start = map.min(central).min(root.saturating_sub(CACHE_BYTES)).max(segment.start);
-        let end = (map + COUNT_AT + 8).max(central + CENTRAL_BYTES * CLASSES_MOST as u64).max(stats + 96);
+        let end = (map + SIZES_BYTES).max(central + CENTRAL_BYTES * CLASSES_MOST as u64).max(stats + 96);
         let pointers = picture.pointers(&[root..heads, central..central + CENTRAL_BYTES * 128]);
         let range = start..end.min(segment.end);
         return Ok(Some(Books { classes, central, root, stats, range, pointers }));
@@ -125,13 +128,14 @@ impl Picture {
         let begins: Vec<u8> = [0_u32, 8, 16].into_iter().flat_map(u32::to_le_bytes).collect();
         memmem::find_iter(&self.bytes, &begins).find_map(|at| {
             let map = (self.start + at as u64).checked_sub(SIZES_AT)?;
-            Some((map, self.classes(map)?))
+            let mut classes = COUNTS_AT.into_iter().filter_map(|at| self.classes(map, map.checked_add(at)?));
+            Some((map, classes.next()?))
         })
     }
 
-    /// The classes of the map of sizes at `map`, if all its tables agree.
-    fn classes(&self, map: u64) -> Option<Vec<Class>> {
-        let count = self.word(map.checked_add(COUNT_AT)?)?;
+    /// The classes of the map of sizes at `map`, as many as are said at `count_at`, if all its tables agree.
+    fn classes(&self, map: u64, count_at: u64) -> Option<Vec<Class>> {
+        let count = self.word(count_at)?;
         if !map.is_multiple_of(8) || !(8..=CLASSES_MOST as u64).contains(&count) {
             return None;
         }
