@@ -1,4 +1,4 @@
-//! The mimalloc walker against the truth: a C program on Debian's library, preloaded, which knows every block that it
+//! The mimalloc walker against the truth: a C program on Debian's libraries, preloaded, which knows every block that it
 //! holds; and what mi_collect gives back.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
