@@ -1,10 +1,10 @@
 //! The project's own commands, run as `cargo xtask NAME`: what a contributor and CI need beyond cargo.
 
+mod allocators;
 mod bench;
 mod bench_malloc;
 mod deps;
 mod glibcs;
-mod jemallocs;
 mod lab;
 mod man;
 mod pythons;

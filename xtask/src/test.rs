@@ -5,7 +5,7 @@
 use crate::deps;
 use crate::tally::{Lines, Tally};
 use crate::workspace::cargo;
-use crate::{glibcs, jemallocs, pythons};
+use crate::{allocators, glibcs, pythons};
 use anyhow::{Context, Result};
 use std::process::{Command, ExitCode};
 
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for package in deps::missing(&[deps::TEST]) {
         total.skip(&format!("what needs {package}: not installed"));
     }
-    let others = [glibcs::provide(), pythons::provide(), jemallocs::provide()];
+    let others = [glibcs::provide(), pythons::provide(), allocators::provide()];
     for missing in others.into_iter().flatten() {
         println!("{missing}");
     }

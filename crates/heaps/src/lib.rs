@@ -9,6 +9,7 @@
 mod account;
 mod bounded;
 pub mod cpython;
+mod data;
 pub mod ebbtide;
 mod files;
 mod free;

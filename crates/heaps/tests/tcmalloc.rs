@@ -1,5 +1,5 @@
 //! The tcmalloc walker against tcmalloc's own properties, to the byte, what its release returns, and pages dropped
-//! under a program that then checks what it holds. On Debian's two libraries, preloaded.
+//! under a program that then checks what it holds. On the two libraries of each Debian, preloaded.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use ebbtide_heaps::{Area, Fault, Heap, Image, Kind, Live, Look, MemorySource, tcmalloc};
@@ -14,19 +14,23 @@ use std::sync::Mutex;
 const SHAPES: [&str; 7] = ["fresh", "survivors", "every-class", "large", "all-freed", "released", "threads"];
 /// Debian's, without and with the heap profiler, which samples.
 const LIBRARIES: [&str; 2] = ["libtcmalloc_minimal.so.4", "libtcmalloc.so.4"];
+/// Where they are: this host's, and those of Debian 11 (2.8) and Debian 13 (2.16), which were unpacked.
+const UNPACKED: [&str; 2] = ["bullseye/libgoogle-perftools4", "trixie/libgoogle-perftools4t64"];
 
 /// Debian's libraries that are here.
 fn libraries() -> Vec<PathBuf> {
-    let dirs = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"];
-    let mut found = Vec::new();
-    for name in LIBRARIES {
-        let path = dirs.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists());
-        match path {
-            Some(path) => found.push(path),
-            None => println!("skipped: {name} is not installed"),
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("vm");
+    let dirs = UNPACKED.map(|dir| target.join(dir).join("usr/lib/x86_64-linux-gnu"));
+    let dirs = [PathBuf::from("/usr/lib/x86_64-linux-gnu")].into_iter().chain(dirs);
+    let all = dirs.flat_map(|dir| LIBRARIES.map(|name| dir.join(name)));
+    let is_here = |library: &PathBuf| {
+        let exists = library.exists();
+        if !exists {
+            println!("skipped: {} is not there", library.display());
         }
-    }
-    found
+        exists
+    };
+    all.filter(is_here).collect()
 }
 
 /// The target program; `None`, said aloud, without a compiler.
@@ -66,7 +70,19 @@ struct Target(Child);
 
 impl Target {
     fn ready(library: &Path, shape: &str) -> Option<Target> {
-        let mut target = Target(Child::spawn(Command::new(program()?).env("LD_PRELOAD", library)));
+        let program = program()?;
+        let loader = library.with_file_name("ld-linux-x86-64.so.2");
+        let mut command = if library.starts_with("/usr") || !loader.exists() {
+            let mut command = Command::new(program);
+            command.env("LD_PRELOAD", library);
+            command
+        } else {
+            // It needs a newer C library than this host's, and has it beside it.
+            let mut command = Command::new(&loader);
+            command.arg("--library-path").arg(loader.parent()?).arg("--preload").arg(library).arg(program);
+            command
+        };
+        let mut target = Target(Child::spawn(&mut command));
         target.0.ask(&format!("shape {shape}"));
         Some(target)
     }
@@ -186,7 +202,7 @@ fn a_busy_target_is_read_while_it_runs() {
         target.0.ask("busy");
         let process = target.process();
         let (mut found, mut rereads, mut unresolved, mut mapped) = (0, 0, Bytes(0), Bytes(0));
-        for _ in 0..10 {
+        for _ in 0..4 {
             let live = Live::new(&process, false).unwrap();
             for heap in tcmalloc::find(&live).unwrap() {
                 sane(&heap);
@@ -197,8 +213,8 @@ fn a_busy_target_is_read_while_it_runs() {
                 mapped += heap.figures.mapped;
             }
         }
-        println!("{found} of 10 found, {rereads} read again, {unresolved} of {mapped} unresolved");
-        assert!(found >= 8 && unresolved.0 < mapped.0 / 4, "{found}: {unresolved} of {mapped}");
+        println!("{found} of 4 found, {rereads} read again, {unresolved} of {mapped} unresolved");
+        assert!(found >= 3 && unresolved.0 < mapped.0 / 4, "{found}: {unresolved} of {mapped}");
     }
 }
 

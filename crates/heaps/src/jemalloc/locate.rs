@@ -7,6 +7,7 @@
 
 use super::layout::{Classes, END, EXTENT_BYTES, Layout, PAGE};
 use super::tree::{Shape, Tree, children};
+use crate::data::{self, Segment, pages, words};
 use crate::reader::Reader;
 use crate::residency::Residency;
 use crate::source::{Area, Fault, MemorySource, PageState, covered};
@@ -63,32 +64,20 @@ pub(super) fn may_be(source: &dyn MemorySource) -> bool {
 /// Every jemalloc of `source`.
 pub(super) fn find(source: &dyn MemorySource) -> Result<Vec<Jemalloc>, Fault> {
     let mut found = Vec::new();
-    for (file, range) in rooms(source.areas()) {
-        found.extend(look(source, file, range)?);
+    for segment in rooms(source.areas()) {
+        found.extend(look(source, &segment)?);
     }
     Ok(found)
 }
 
-/// Where a root may be: in .bss, which follows a file's writable data.
-fn rooms(areas: &[Area]) -> impl Iterator<Item = (&Area, Range<u64>)> {
-    areas.iter().zip(areas.iter().skip(1)).filter_map(|(file, rest)| {
-        let is_data = file.inode != 0 && file.perms.read && file.perms.write && !file.perms.shared;
-        let follows = rest.is_private_anon() && rest.range.start == file.range.end;
-        // The root's first bytes may be on the last page of the file.
-        let has_room = rest.size().0 >= Shape::Wide.node() - PAGE;
-        (is_data && follows && has_room).then_some((file, file.range.start..rest.range.end))
-    })
+/// Where a root may be: in .bss; its first bytes may be on the last page of the file.
+fn rooms(areas: &[Area]) -> impl Iterator<Item = Segment<'_>> {
+    data::segments(areas).filter(|segment| segment.zeroed_size() >= Shape::Wide.node() - PAGE)
 }
 
-fn look(source: &dyn MemorySource, file: &Area, range: Range<u64>) -> Result<Option<Jemalloc>, Fault> {
-    let mut residency = Residency::new(source);
-    let (mut data, mut size) = (Vec::new(), 0);
-    residency.each(range.clone(), |run, state| {
-        if state == PageState::Present && size < DATA_MOST {
-            size += run.end - run.start;
-            data.push(run);
-        }
-    })?;
+fn look(source: &dyn MemorySource, segment: &Segment<'_>) -> Result<Option<Jemalloc>, Fault> {
+    let range = segment.range();
+    let data = data::present(source, range.clone(), DATA_MOST)?;
     let mut reader = Reader::new(source);
     let Some(classes) = classes(&mut reader, &data)? else { return Ok(None) };
     let mut tree = None;
@@ -98,44 +87,8 @@ fn look(source: &dyn MemorySource, file: &Area, range: Range<u64>) -> Result<Opt
             found => found,
         };
     }
-    let version = version(source, file);
+    let version = version(source, segment.file);
     Ok(Some(Jemalloc { data, classes, tree, version }))
-}
-
-/// Calls `each` with the pages of `runs`, each with its address, until it says to stop with a value.
-fn pages<T>(
-    reader: &mut Reader<'_>,
-    runs: &[Range<u64>],
-    mut each: impl FnMut(u64, &[[u8; 8]]) -> Result<Option<T>, Fault>,
-) -> Result<Option<T>, Fault> {
-    for at in runs.iter().flat_map(|run| run.clone().step_by(PAGE as usize)) {
-        let found = match reader.bytes(at, PAGE as usize) {
-            Ok(bytes) => each(at, bytes.as_chunks().0)?,
-            Err(Fault::Unmapped(_) | Fault::Swapped(_)) => None,
-            Err(fault) => return Err(fault),
-        };
-        if found.is_some() {
-            return Ok(found);
-        }
-    }
-    Ok(None)
-}
-
-/// Calls `each` with the words of `runs`, each with its address, until it says to stop with a value.
-pub(super) fn words<T>(
-    reader: &mut Reader<'_>,
-    runs: &[Range<u64>],
-    mut each: impl FnMut(u64, u64) -> Result<Option<T>, Fault>,
-) -> Result<Option<T>, Fault> {
-    pages(reader, runs, |at, words| {
-        for (at, word) in (at..).step_by(8).zip(words) {
-            let found = each(at, u64::from_le_bytes(*word))?;
-            if found.is_some() {
-                return Ok(found);
-            }
-        }
-        Ok(None)
-    })
 }
 
 /// The table of small classes in `data`: since 5.2 it is filled when the program starts.

@@ -31,6 +31,7 @@ mod tree;
 mod walk;
 
 use crate::account::Account;
+use crate::data;
 use crate::model::{Arena, Heap, Kind};
 use crate::now::Now;
 use crate::ranges::merged;
@@ -138,7 +139,7 @@ fn heap(source: &dyn MemorySource, jemalloc: &Jemalloc, ranges: bool) -> Result<
 /// The memory for books that the program's data leads to: its table of arenas does.
 fn bases(source: &dyn MemorySource, jemalloc: &Jemalloc) -> Result<Bases, Fault> {
     let (mut bases, mut reader) = (Bases::default(), Reader::new(source));
-    locate::words(&mut Reader::new(source), &jemalloc.data, |_, word| {
+    data::words(&mut Reader::new(source), &jemalloc.data, |_, word| {
         // Arenas are at cache lines.
         if word != 0 && word.is_multiple_of(64) && source.area_at(word).is_some_and(Area::is_private_anon) {
             bases.reach(&mut reader, word)?;

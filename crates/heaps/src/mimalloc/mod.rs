@@ -1,25 +1,23 @@
-//! mimalloc 2.0 as Debian 12 ships it (2.0.9; release builds: free lists are plain, blocks have no padding).
+//! mimalloc as Debian ships it: 2.0 of Debian 12 and 3.0 of Debian 13; Debian 11 has none. Release builds: free lists
+//! are plain, blocks have no padding.
 //!
-//! Found by structure: segments begin at multiples of 32 MiB with their books (include/mimalloc-types.h, struct
-//! mi_segment_s), which hold a cookie: the segment's address mixed with one number of the whole process
-//! (_mi_ptr_cookie). Two segments must agree on that number, or one of them with the heap that its pages name.
+//! Found by structure: see [`v2`] and [`v3`], whose books have nothing in common but the pages of blocks ([`pages`]).
 //!
 //! `live` are the blocks that the program holds; `cached` those that other threads freed and the owner has not taken
-//! back yet; `free` those in the lists of pages, and spans of no page. The lists run through the free blocks, so a page
-//! of memory that begins one cannot be dropped under them: `returnable` are the resident pages of free spans. What
-//! mi_collect(true) returns is not foretold: it leaves the free spans of segments in use as they are (0 of 20 MiB,
-//! measured on 2.0.9), and gives back segments that are empty.
+//! back yet; `free` those in the lists of pages, and memory of no page. The lists run through the free blocks, so a page
+//! of memory that begins one cannot be dropped under them: `returnable` are the resident pages of free memory else.
 //!
-//! Not read: other releases (2.1 has other books), secure builds (encoded lists), which are not recognised.
+//! Not read: other releases (2.1 to 2.4 and 3.1 have other books), secure builds (encoded lists), which are not
+//! recognised.
 
-mod books;
-mod walk;
+mod pages;
+mod v2;
+mod v3;
 
 use crate::model::Heap;
-use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
 
-/// mimalloc's heap in the process; none where it is not, or was never used.
+/// mimalloc's heaps in the process, one for each release; none where it is not, or was never used.
 pub fn find(source: &dyn MemorySource) -> Result<Vec<Heap>, Fault> {
     look(source, false)
 }
@@ -30,9 +28,7 @@ pub fn find_with_ranges(source: &dyn MemorySource) -> Result<Vec<Heap>, Fault> {
 }
 
 fn look(source: &dyn MemorySource, ranges: bool) -> Result<Vec<Heap>, Fault> {
-    let segments = books::find(&mut Reader::new(source))?;
-    if segments.is_empty() {
-        return Ok(Vec::new());
-    }
-    walk::walk(source, &segments, ranges).map(|heap| vec![heap])
+    let mut heaps = Vec::from_iter(v2::look(source, ranges)?);
+    heaps.extend(v3::look(source, ranges)?);
+    Ok(heaps)
 }

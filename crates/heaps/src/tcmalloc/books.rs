@@ -1,10 +1,11 @@
-//! Where tcmalloc's static books are, found by structure in a data segment; offsets are those of gperftools 2.10
-//! (`src/{common,central_freelist,page_heap,span,pagemap}.h`), verified in Debian's libraries.
+//! Where tcmalloc's static books are, found by structure in a data segment; offsets are those of gperftools 2.8 to
+//! 2.16 (`src/{common,central_freelist,page_heap,span,pagemap}.h`), verified in Debian's libraries (2.8.1, 2.10, 2.16).
 //!
 //! Invariant: [`Books`] are returned only where four structures agree with each other: the tables of size classes
 //! in both directions (size to class, class to size), an array of central lists numbered as these classes are, the
 //! page heap's 256 list heads between its two sets and its statistics, and a page map before them with a leaf.
 
+use crate::data;
 use crate::reader::Reader;
 use crate::source::{Area, Fault, there};
 use memchr::memmem;
@@ -35,7 +36,10 @@ const SEGMENT_MOST: u64 = 32 << 20;
 /// Offsets in the map of sizes: table of class to size, of class to pages, number of classes.
 const SIZES_AT: u64 = 2684;
 const PAGES_AT: u64 = 3200;
-const COUNT_AT: u64 = 4224;
+/// The last of them from 2.11 on behind the least length of a span, too.
+const COUNTS_AT: [u64; 2] = [4224, 4232];
+/// Bytes of the map of sizes.
+const SIZES_BYTES: u64 = 4240;
 /// Entries of the table of size to class.
 const BY_SIZE: u64 = 2169;
 
@@ -66,18 +70,12 @@ pub(super) struct Books {
 }
 
 /// Data segments with enough zeroed data for tcmalloc's books.
-pub(super) fn segments(areas: &[Area]) -> Vec<Range<u64>> {
-    let data = |area: &Area| area.inode != 0 && area.perms.read && area.perms.write && !area.perms.shared;
-    let pairs = areas.windows(2).filter(|pair| {
-        let [file, zeroed] = pair else { return false };
-        let follows = zeroed.range.start == file.range.end && zeroed.is_unnamed() && zeroed.is_private_anon();
-        data(file) && follows && zeroed.size().0 >= ZEROED_LEAST
-    });
-    let segment = |pair: &[Area]| {
-        let start = pair[0].range.start;
-        start..pair[1].range.end.min(start.saturating_add(SEGMENT_MOST))
-    };
-    pairs.map(segment).collect()
+pub(super) fn segments(areas: &[Area]) -> impl Iterator<Item = Range<u64>> + '_ {
+    let with_room = data::segments(areas).filter(|segment| segment.zeroed_size() >= ZEROED_LEAST);
+    with_room.map(|segment| {
+        let Range { start, end } = segment.range();
+        start..end.min(start.saturating_add(SEGMENT_MOST))
+    })
 }
 
 /// The books in `segment`.
@@ -96,7 +94,7 @@ pub(super) fn find(reader: &mut Reader<'_>, segment: Range<u64>) -> Result<Optio
         }
         let stats = heads + HEADS * SPAN_BYTES;
         let start = map.min(central).min(root.saturating_sub(CACHE_BYTES)).max(segment.start);
-        let end = (map + COUNT_AT + 8).max(central + CENTRAL_BYTES * CLASSES_MOST as u64).max(stats + 96);
+        let end = (map + SIZES_BYTES).max(central + CENTRAL_BYTES * CLASSES_MOST as u64).max(stats + 96);
         let pointers = picture.pointers(&[root..heads, central..central + CENTRAL_BYTES * 128]);
         let range = start..end.min(segment.end);
         return Ok(Some(Books { classes, central, root, stats, range, pointers }));
@@ -130,13 +128,14 @@ impl Picture {
         let begins: Vec<u8> = [0_u32, 8, 16].into_iter().flat_map(u32::to_le_bytes).collect();
         memmem::find_iter(&self.bytes, &begins).find_map(|at| {
             let map = (self.start + at as u64).checked_sub(SIZES_AT)?;
-            Some((map, self.classes(map)?))
+            let mut classes = COUNTS_AT.into_iter().filter_map(|at| self.classes(map, map.checked_add(at)?));
+            Some((map, classes.next()?))
         })
     }
 
-    /// The classes of the map of sizes at `map`, if all its tables agree.
-    fn classes(&self, map: u64) -> Option<Vec<Class>> {
-        let count = self.word(map.checked_add(COUNT_AT)?)?;
+    /// The classes of the map of sizes at `map`, as many as are said at `count_at`, if all its tables agree.
+    fn classes(&self, map: u64, count_at: u64) -> Option<Vec<Class>> {
+        let count = self.word(count_at)?;
         if !map.is_multiple_of(8) || !(8..=CLASSES_MOST as u64).contains(&count) {
             return None;
         }

@@ -1,8 +1,7 @@
 //! The free objects that thread caches and transfer caches hold: each is a list through the objects themselves.
-//!
-//! Invariant: a list is followed for no more links than its own book says that it has.
 
 use super::books::{Books, CENTRAL_BYTES, Class};
+use super::chains::{self, Chain};
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource, there};
 use std::collections::BTreeSet;
@@ -35,30 +34,21 @@ impl Lists {
     /// Reads them all.
     pub(super) fn read(source: &dyn MemorySource, books: &Books) -> Result<Lists, Fault> {
         let mut lists = Lists::default();
-        let (mut reader, mut links) = (Reader::new(source), Reader::new(source));
+        let mut reader = Reader::new(source);
         lists.find_caches(&mut reader, books)?;
-        for cache in lists.caches.clone() {
-            for (number, _) in books.classes.iter().enumerate().skip(1) {
-                let book = cache + 32 * number as u64;
-                let Some(head) = there(reader.u64(book))? else { break };
+        let mut chains = Vec::new();
+        for cache in &lists.caches {
+            for number in 1..books.classes.len() as u64 {
+                let book = cache + 32 * number;
+                let Some(at) = there(reader.u64(book))? else { break };
                 let Some(length) = there(reader.u32(book + 8))? else { break };
-                let whole = follow(&mut links, head, length.min(LIST_MOST), &mut lists.cached)?;
-                lists.short.extend((!whole).then_some(book));
+                chains.push(Chain { at, left: length.min(LIST_MOST), book });
             }
         }
-        for (number, class) in books.classes.iter().enumerate().skip(1) {
-            let book = books.central + CENTRAL_BYTES * number as u64;
-            let Some(chains) = there(reader.u32(book + 1152))? else { continue };
-            for chain in 0..u64::from(chains.min(CHAINS_MOST)) {
-                let Some(head) = there(reader.u64(book + 128 + 16 * chain))? else { continue };
-                let whole = follow(&mut links, head, class.moved.min(LIST_MOST), &mut lists.moving)?;
-                lists.short.extend((!whole).then_some(book));
-            }
-        }
-        for objects in [&mut lists.cached, &mut lists.moving] {
-            objects.sort_unstable();
-            objects.dedup();
-        }
+        let cached = chains::follow(source, chains)?;
+        let moving = chains::follow(source, transfers(&mut reader, books)?)?;
+        (lists.cached, lists.moving) = (cached.all, moving.all);
+        lists.short = [cached.short, moving.short].concat();
         Ok(lists)
     }
 
@@ -94,21 +84,16 @@ fn is_cache(reader: &mut Reader<'_>, at: u64, classes: &[Class]) -> Result<bool,
     Ok(lists.all(|(list, class)| size_of(list).map(u64::from) == Some(class.size)))
 }
 
-/// Puts the `count` objects of the list that `head` begins into `into`; `false` if there were fewer.
-pub(super) fn follow(
-    reader: &mut Reader<'_>,
-    head: u64,
-    count: u32,
-    into: &mut Vec<u64>,
-) -> Result<bool, Fault> {
-    let mut at = head;
-    for _ in 0..count {
-        if at == 0 || !at.is_multiple_of(8) {
-            return Ok(false);
+/// The chains in transfer caches.
+fn transfers(reader: &mut Reader<'_>, books: &Books) -> Result<Vec<Chain>, Fault> {
+    let mut found = Vec::new();
+    for (number, class) in books.classes.iter().enumerate().skip(1) {
+        let book = books.central + CENTRAL_BYTES * number as u64;
+        let Some(chains) = there(reader.u32(book + 1152))? else { continue };
+        for chain in 0..u64::from(chains.min(CHAINS_MOST)) {
+            let Some(at) = there(reader.u64(book + 128 + 16 * chain))? else { continue };
+            found.push(Chain { at, left: class.moved.min(LIST_MOST), book });
         }
-        let Some(next) = there(reader.u64(at))? else { return Ok(false) };
-        into.push(at);
-        at = next;
     }
-    Ok(true)
+    Ok(found)
 }

@@ -8,6 +8,7 @@
 //! the free objects, so a page that begins one is not returnable.
 
 mod books;
+mod chains;
 mod lists;
 mod walk;
 

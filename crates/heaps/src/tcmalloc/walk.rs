@@ -63,6 +63,14 @@ struct Tally {
     returned: u64,
 }
 
+/// Pages with books that are not of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Gap {
+    start: u64,
+    /// How many; pages within a span have no books at all.
+    pages: u64,
+}
+
 struct Walk<'s, 'b> {
     source: &'s dyn MemorySource,
     books: &'b Books,
@@ -74,6 +82,8 @@ struct Walk<'s, 'b> {
     slots: Vec<Slot>,
     /// The page after the last span.
     next: u64,
+    /// What was met since then and not understood.
+    gap: Option<Gap>,
     tally: Tally,
     certainty: Certainty,
     corruptions: Vec<Corruption>,
@@ -97,6 +107,7 @@ pub(super) fn walk(source: &dyn MemorySource, books: &Books, ranges: bool) -> Re
         content: Vec::new(),
         slots: Vec::new(),
         next: 0,
+        gap: None,
         tally: Tally::default(),
         certainty: Certainty { still: source.is_still(), ..Certainty::default() },
         corruptions: Vec::new(),
@@ -147,83 +158,121 @@ impl Walk<'_, '_> {
     /// Page `page`, which the page map has `book` for at `entry`.
     fn page(&mut self, page: u64, book: u64, entries: &mut Reader<'_>, entry: u64) -> Result<(), Fault> {
         let (mut book, mut odd) = (book, "a span's book is not of the page that it is entered for");
-        for attempt in 0..=REREADS {
-            if attempt > 0 {
-                self.certainty.reread += 1;
-                entries.refresh();
-                self.spans.refresh();
-                match there(entries.u64(entry))? {
-                    Some(0) => return Ok(()),
-                    Some(now) => book = now,
-                    None => break,
-                }
-            }
+        // Of what is not understood only the first page is read again, and what is a span.
+        let mut rereads = if self.certainty.still || self.gap.is_some() { 0 } else { REREADS };
+        let mut attempt = 0;
+        loop {
             if let Some(span) = self.read(page, book)? {
-                if self.slots_of(page, &span)? {
+                if let Some(span) = self.slots_of(page, book, span)? {
                     self.units.extend([book / UNIT, (book + SPAN_BYTES - 1) / UNIT]);
                     self.span_count += 1;
                     return self.enter(page, &span);
                 }
                 odd = "a span's list of free objects and its count disagree";
-                if attempt == REREADS || self.certainty.still {
+                rereads = if self.certainty.still { 0 } else { REREADS };
+                if attempt >= rereads {
                     self.unresolved(page, &span)?;
                 }
+            } else if !self.certainty.still && self.rest_of(page, book)? {
+                return Ok(());
             }
-            if self.certainty.still {
+            if attempt >= rereads {
                 break;
+            }
+            attempt += 1;
+            self.certainty.reread += 1;
+            entries.refresh();
+            self.spans.refresh();
+            self.objects.refresh();
+            match there(entries.u64(entry))? {
+                Some(0) => return Ok(()),
+                Some(now) => book = now,
+                None => break,
             }
         }
         if self.certainty.still {
             self.damaged(book, odd);
         }
         if self.next <= page {
-            self.certainty.unresolved += Bytes(PAGE);
+            let gap = self.gap.unwrap_or(Gap { start: page, pages: 0 });
+            self.gap = Some(Gap { pages: gap.pages + 1, ..gap });
         }
         Ok(())
     }
 
+    /// The span of `book` that began with pages which were told already as they were before it took them, if `page` is
+    /// its last: the heap has moved on, and what was not understood before is of it too.
+    fn rest_of(&mut self, page: u64, book: u64) -> Result<bool, Fault> {
+        let Some(words) = self.book(book)? else { return Ok(false) };
+        let [start, pages, ..] = words;
+        let from = self.gap.map_or(page, |gap| gap.start);
+        if start >= from || start.checked_add(pages) != Some(page + 1) {
+            return Ok(false);
+        }
+        let Some(span) = self.span(words).filter(|span| span.class == 0) else { return Ok(false) };
+        let pages = page + 1 - from;
+        self.gap = None;
+        self.slots.clear();
+        self.enter(from, &Span { pages, ..span })?;
+        Ok(true)
+    }
+
+    /// The words of the span's book at `book`.
+    fn book(&mut self, book: u64) -> Result<Option<[u64; 6]>, Fault> {
+        let bytes = there(self.spans.array::<{ SPAN_BYTES as usize }>(book))?;
+        Ok(bytes.map(|bytes| words_of(&bytes)))
+    }
+
     /// The span that begins with `page`, if `book` is one of it and it lies in memory of its own.
     fn read(&mut self, page: u64, book: u64) -> Result<Option<Span>, Fault> {
-        let Some(bytes) = there(self.spans.array::<{ SPAN_BYTES as usize }>(book))? else { return Ok(None) };
-        let words: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        let [start, pages, _, _, objects, bits] = words[..] else { return Ok(None) };
+        let words = self.book(book)?.filter(|words| words[0] == page);
+        Ok(words.and_then(|words| self.span(words)))
+    }
+
+    /// The span whose book has `words`, if they agree and it lies in memory of its own.
+    fn span(&self, words: [u64; 6]) -> Option<Span> {
+        let [start, pages, _, _, objects, bits] = words;
         let place = match bits >> 24 & 3 {
             0 => Place::InUse,
             1 => Place::Normal,
             2 => Place::Returned,
-            _ => return Ok(None),
+            _ => return None,
         };
         let class = (bits >> 16 & 0xff) as usize;
         let small = class == 0 || (place == Place::InUse && pages <= SMALL_PAGES_MOST);
         let known = class < self.books.classes.len() && small;
-        if start != page || pages == 0 || pages > 1 << 34 || !known {
-            return Ok(None);
+        if pages == 0 || pages > 1 << 34 || start > 1 << 40 || !known {
+            return None;
         }
-        let range = page * PAGE..(page + pages) * PAGE;
+        let range = start * PAGE..(start + pages) * PAGE;
         let own = covered(self.source, range, Area::is_private_anon);
-        Ok(own.then_some(Span { pages, objects, out: bits & 0xffff, class, place }))
+        own.then_some(Span { pages, objects, out: bits & 0xffff, class, place })
     }
 
-    /// Finds what each slot of `span` is; `false` if its list and its count disagree.
-    fn slots_of(&mut self, page: u64, span: &Span) -> Result<bool, Fault> {
+    /// Finds what each slot of `span` is; `None` if its list and its count disagree. Of a process that runs it is the
+    /// span as it is now, of which a book that was read with many others may tell no more.
+    fn slots_of(&mut self, page: u64, book: u64, span: Span) -> Result<Option<Span>, Fault> {
         self.slots.clear();
         let Some(&Class { size, .. }) = self.books.classes.get(span.class).filter(|class| class.size > 0)
         else {
-            return Ok(true);
+            return Ok(Some(span));
         };
         let range = page * PAGE..(page + span.pages) * PAGE;
         let count = (range.end - range.start) / size;
-        let Some(free) = count.checked_sub(span.out) else { return Ok(false) };
-        self.slots.resize(count as usize, Slot::Live);
-        if free > 0 && there(self.objects.copy(range.clone(), &mut self.content))?.is_none() {
-            return Ok(false);
+        if (!self.certainty.still || span.out < count)
+            && there(self.objects.copy(range.clone(), &mut self.content))?.is_none()
+        {
+            return Ok(None);
         }
+        let Some(span) = self.now(page, book, span)? else { return Ok(None) };
+        let Some(free) = count.checked_sub(span.out) else { return Ok(None) };
+        self.slots.resize(count as usize, Slot::Live);
         let mut at = span.objects;
         for _ in 0..free {
-            let Some(slot) = slot_of(&range, size, at) else { return Ok(false) };
+            let Some(slot) = slot_of(&range, size, at) else { return Ok(None) };
             match self.slots.get_mut(slot) {
                 Some(state) if *state == Slot::Live => *state = Slot::Free,
-                _ => return Ok(false),
+                _ => return Ok(None),
             }
             let into = (at - range.start) as usize;
             let next = self.content.get(into..into + 8).and_then(|word| word.try_into().ok());
@@ -231,7 +280,7 @@ impl Walk<'_, '_> {
         }
         // A list that goes on has more than was counted.
         if at != 0 {
-            return Ok(false);
+            return Ok(None);
         }
         for (objects, state) in [(&self.lists.cached, Slot::Cached), (&self.lists.moving, Slot::Free)] {
             let first = objects.partition_point(|object| *object < range.start);
@@ -241,12 +290,26 @@ impl Walk<'_, '_> {
                 }
             }
         }
-        Ok(true)
+        Ok(Some(span))
+    }
+
+    /// `span` as it is now, if it is still of as many pages and objects of that size.
+    fn now(&mut self, page: u64, book: u64, span: Span) -> Result<Option<Span>, Fault> {
+        if self.certainty.still {
+            return Ok(Some(span));
+        }
+        let mut bytes = [0; SPAN_BYTES as usize];
+        let read =
+            there(self.source.read_ranges(std::slice::from_ref(&(book..book + SPAN_BYTES)), &mut bytes))?;
+        let words = read.filter(|read| *read == bytes.len()).map(|_| words_of(&bytes));
+        let now = words.filter(|words| words[0] == page).and_then(|words| self.span(words));
+        Ok(now.filter(|now| (now.pages, now.class, now.place) == (span.pages, span.class, span.place)))
     }
 
     /// Takes the pages of a span from the page map.
     fn take(&mut self, page: u64, span: &Span) -> Result<Range<u64>, Fault> {
         let range = page * PAGE..(page + span.pages) * PAGE;
+        self.close_gap();
         self.next = page + span.pages;
         self.account.mapped(range.clone())?;
         self.tally.system += range.end - range.start;
@@ -255,6 +318,11 @@ impl Walk<'_, '_> {
             None => self.claims.push(range.clone()),
         }
         Ok(range)
+    }
+
+    /// What was not understood stays so: there is a span behind it.
+    fn close_gap(&mut self) {
+        self.certainty.unresolved += Bytes(PAGE * self.gap.take().map_or(0, |gap| gap.pages));
     }
 
     /// A span whose objects are not known.
@@ -334,6 +402,7 @@ impl Walk<'_, '_> {
     }
 
     fn finish(mut self) -> Result<Heap, Fault> {
+        self.close_gap();
         let metadata = self.metadata();
         let mut room = 0;
         for range in metadata {
@@ -382,4 +451,10 @@ impl Walk<'_, '_> {
 fn slot_of(range: &Range<u64>, size: u64, address: u64) -> Option<usize> {
     let into = address.checked_sub(range.start).filter(|_| address < range.end)?;
     into.is_multiple_of(size).then_some((into / size) as usize)
+}
+
+/// The words of a span's book.
+fn words_of(bytes: &[u8; SPAN_BYTES as usize]) -> [u64; 6] {
+    let mut words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+    std::array::from_fn(|_| words.next().unwrap_or_default())
 }

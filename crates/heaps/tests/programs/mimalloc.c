@@ -66,6 +66,25 @@ static void large(void)
     for (size_t i = 0; i < count; i += 2) drop(i);
 }
 
+/* Blocks that no arena or segment holds beside others, of which one is given back. */
+static void huge(void)
+{
+    take(100), take(34 << 20), take(100 << 20), take(40 << 20);
+    drop(2);
+}
+
+/* Blocks with a larger alignment than that of mimalloc's pages have memory for themselves. */
+static void aligned(void)
+{
+    for (size_t alignment = 32; alignment <= 64 << 20; alignment *= 2) {
+        void *block;
+        size_t size = 24 * alignment % (1 << 20) + 5000;
+        if (posix_memalign(&block, alignment, size)) abort();
+        blocks[count].at = memset(block, (int)(count & 0x7f) + 1, size), blocks[count++].size = size;
+    }
+    for (size_t i = 0; i < count; i += 3) drop(i);
+}
+
 static pthread_barrier_t barrier;
 
 static void *others(void *unused)
@@ -87,7 +106,7 @@ static void freed_elsewhere(void)
 }
 
 static const struct { const char *name; void (*make)(void); } shapes[] = {
-    {"survivors", survivors}, {"every-size", every_size}, {"freed", freed}, {"large", large},
+    {"survivors", survivors}, {"every-size", every_size}, {"freed", freed}, {"large", large}, {"huge", huge}, {"aligned", aligned},
     {"freed-elsewhere", freed_elsewhere},
 };
 
