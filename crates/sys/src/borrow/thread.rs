@@ -46,8 +46,6 @@ const ROOM: u64 = 16 << 10;
 const SCRATCH: u64 = 8 << 10;
 /// Between two looks whether it has come further.
 const PAUSE: Duration = Duration::from_micros(10);
-/// So often it is looked at once without a sleep between.
-const YIELDS: u32 = 500;
 /// How long a step takes that does no work: until then it is waited for, also after the patience ended.
 const STEP: Duration = Duration::from_secs(1);
 
@@ -317,17 +315,12 @@ impl<'t> Borrowed<'t> {
 
     /// The next stop.
     fn next(&self, deadline: Instant) -> Result<libc::c_int, BorrowError> {
-        let (began, mut asked) = (Instant::now(), 0);
+        let began = Instant::now();
         loop {
             match wait(self.tid)? {
                 Some(status) if libc::WIFSTOPPED(status) => return Ok(status),
                 Some(_) => return Err(BorrowError::Ended),
                 None if Instant::now() >= deadline => return Err(BorrowError::Late),
-                // Most steps take a few microseconds, and a sleep at least 50 more (timer slack).
-                None if asked < YIELDS => {
-                    asked += 1;
-                    std::thread::yield_now();
-                }
                 // The longer it takes, the less it is disturbed.
                 None => std::thread::sleep(PAUSE.max(began.elapsed() / 8)),
             }
