@@ -40,9 +40,10 @@ int main(int argc, char **argv)
             for (size_t i = 0; i < count; i++)
                 if (i % 64) free(blocks[i]), blocks[i] = NULL;
         } else {
-            char *some[50];
-            for (int i = 0; i < 50; i++) some[i] = malloc(2000 + 16 * i), some[i][0] = 1;
-            for (int i = 0; i < 50; i++) free(some[i]);
+            /* Too large for the thread's cache, so that each takes the arena's lock. */
+            char *some[20];
+            for (int i = 0; i < 20; i++) some[i] = malloc(2000), some[i][0] = 1;
+            for (int i = 0; i < 20; i++) free(some[i]);
         }
         if (write(1, &byte, 1) != 1) break;
     }
