@@ -1,7 +1,8 @@
 //! How much of a file is in the page cache: `cachestat(2)` (6.5), before it `mincore(2)` over a mapping.
 
 use crate::advise::last_error;
-use rustix::fd::{AsFd, AsRawFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
+use rustix::fs::{Access, AtFlags, CWD, accessat, fstat};
 use rustix::io::Errno;
 
 /// Pages of a file.
@@ -29,16 +30,27 @@ const SYS_CACHESTAT: libc::c_long = 451;
 
 /// The pages of `file`, of which `length` bytes are looked at, that are in the page cache.
 ///
-/// Before 6.5 a file is mapped in pieces of 1 GiB and never touched; there the kernel tells the truth only to who may
-/// write the file, and calls all pages present to others (mm/mincore.c, since 5.2). Errors: those of mmap, EACCES for
-/// a file that is not open for reading.
+/// Before 6.5 a file is mapped in pieces of 1 GiB and never touched. Errors: EPERM to who may not write the file and does
+/// not own it (cachestat says so itself from 6.13 on; mincore calls all pages present to them: mm/mincore.c, since 5.2);
+/// those of mmap, EACCES for a file that is not open for reading.
 pub fn cached(file: impl AsFd, length: u64) -> Result<Cached, Errno> {
     let file = file.as_fd();
     match cachestat(file.as_raw_fd()) {
         // A filter of a container answers EPERM for calls that it does not know.
-        Err(Errno::NOSYS | Errno::PERM | Errno::OPNOTSUPP) => by_mincore(file.as_raw_fd(), length),
+        Err(Errno::NOSYS | Errno::PERM | Errno::OPNOTSUPP) if is_told(file)? => {
+            by_mincore(file.as_raw_fd(), length)
+        }
+        Err(Errno::NOSYS | Errno::OPNOTSUPP) => Err(Errno::PERM),
         result => result,
     }
+}
+
+/// Whether mincore tells the truth of `file` to this process: its owner, or one that may write it.
+fn is_told(file: BorrowedFd) -> Result<bool, Errno> {
+    let user = rustix::process::geteuid();
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let may_write = || accessat(CWD, &path, Access::WRITE_OK, AtFlags::EACCESS).is_ok();
+    Ok(fstat(file)?.st_uid == user.as_raw() || may_write())
 }
 
 fn cachestat(fd: i32) -> Result<Cached, Errno> {

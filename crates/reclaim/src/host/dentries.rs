@@ -31,7 +31,7 @@ pub(super) fn reclaim(root: &Root, terms: &mut Terms) -> Result<Report, LeverErr
     let shrinkers = shrinkers(root);
     let (on, cost) = match shrinkers.is_empty() {
         false => (
-            format!("dentries and inodes of {} file systems", shrinkers.len()),
+            format!("dentries and inodes, file systems: {}", shrinkers.len()),
             "names and attributes are looked up from disk again",
         ),
         true => (
@@ -251,7 +251,7 @@ mod tests {
             .file("sys/kernel/debug/shrinker/sb-ext4-3/scan", "")
             .file("sys/kernel/debug/shrinker/mm-zspool/scan", "untouched");
         let report = run(&fake, false);
-        assert!(report.levers[0].on.contains("1 file systems"), "{report:?}");
+        assert!(report.levers[0].on.contains("file systems: 1"), "{report:?}");
         let written = |path| std::fs::read_to_string(fake.path().join(path)).unwrap();
         let pass = format!("1 0 {BATCH}\n1 0 5\n1 1 7\n");
         // A second pass that counts no less is the last; each opens the file anew, and a fake one is overwritten.

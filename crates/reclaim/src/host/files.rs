@@ -11,6 +11,7 @@ use crate::slow::Terms;
 use ebbtide_observe::{Pages, page_size};
 use ebbtide_sys::cached::cached;
 use rustix::fs::{Advice, OFlags, fadvise};
+use rustix::io::Errno;
 use std::collections::HashSet;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -52,6 +53,8 @@ struct Walk {
     unwritten: Pages,
     /// Whether the kernel told dirty pages apart.
     told: bool,
+    /// Files of which others are not told what is cached.
+    untold: u64,
     unreadable: u64,
     elsewhere: u64,
     /// Files with several names that were met: their cache is one.
@@ -110,7 +113,13 @@ impl Walk {
         if !opened.is_file() || (opened.dev(), opened.ino()) != (meta.dev(), meta.ino()) {
             return Ok(());
         }
-        let before = cached(&file, opened.len())?;
+        let before = match cached(&file, opened.len()) {
+            Err(Errno::PERM) => {
+                self.untold += 1;
+                return Ok(());
+            }
+            cached => cached?,
+        };
         let unwritten = before.unwritten.unwrap_or(0);
         let clean = Pages(before.pages.saturating_sub(unwritten));
         self.files += 1;
@@ -136,6 +145,12 @@ impl Walk {
         }
         if self.clean.bytes() >= page_size() {
             notes.push("pages that a process has mapped stay, as those of running programs".to_owned());
+        }
+        if self.untold > 0 {
+            notes.push(format!(
+                "{} files were left out: what of them is cached, the kernel tells only those who may write them",
+                self.untold
+            ));
         }
         if self.unreadable > 0 {
             notes.push(format!("{} files or directories could not be read", self.unreadable));

@@ -94,7 +94,7 @@ pub enum TuneError {
 fn root(error: &std::io::Error) -> &'static str {
     let denied =
         error.kind() == std::io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root();
-    if denied { "; it takes root, try: sudo ebb tune" } else { "" }
+    if denied { "; it takes root: the same with sudo" } else { "" }
 }
 
 fn meant(nearest: &Option<&'static str>) -> String {

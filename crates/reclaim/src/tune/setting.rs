@@ -131,7 +131,7 @@ fn why(error: &std::io::Error) -> String {
                 .to_owned()
         }
         // proc_sys_permission asks for the file's owner, root, and for no capability (fs/proc/proc_sysctl.c, 6.18).
-        Some(Errno::ACCESS | Errno::PERM) => "permission denied: it takes root; try: sudo ebb tune".to_owned(),
+        Some(Errno::ACCESS | Errno::PERM) => "permission denied: it takes root; the same with sudo".to_owned(),
         Some(Errno::ROFS) => {
             "it is mounted read-only here, as in a container: try it on the host itself".to_owned()
         }
