@@ -60,7 +60,7 @@ pub(crate) fn write_apart(mut file: File, text: &str) -> io::Result<()> {
     }
 }
 
-/// Reads `figure` until it no longer falls: slabs go back after a grace period of RCU, so what a lever returned is not
+/// Reads `figure` until it no longer falls: slabs, for one, go back after a grace period of RCU, so what a lever returned is not
 /// all there at once (measured on 6.18: 94 of 111 MB at once, the rest within a second).
 pub(crate) fn settled(mut figure: impl FnMut() -> Bytes) -> Bytes {
     const PAUSE: Duration = Duration::from_millis(50);

@@ -74,7 +74,8 @@ fn said(lever: &Lever, process: bool) -> String {
         let _ = write!(text, ", stopped {times}, {} at most", time(*longest_stop));
     }
     if let Some(why) = short {
-        let _ = write!(text, "; not to the end: {why}");
+        let some = *stops > 0 || returned.is_some_and(|bytes| bytes > Bytes::ZERO);
+        let _ = write!(text, "; {}: {why}", if some { "not to the end" } else { "not done" });
     } else if lever.fell_short() {
         text.push_str("; less than half of what was predicted: ");
         text.push_str(match process {

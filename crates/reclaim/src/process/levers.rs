@@ -64,10 +64,15 @@ const FREE_MOST: f64 = 0.7;
 const LOCKED: &str = "each arena is locked while it is gone through: 7 to 11 ms for 300 MB (glibc 2.36)";
 const STOPS: &str = "all threads stop for a moment, as often as it takes";
 
-/// How long malloc_trim holds up the thread that calls it: 0.22 us for each page that it drops and 1 us for each free
-/// chunk (glibc 2.36 on Linux 6.18: 5.4 ms for 96 MiB in one chunk).
+/// How long the thread that calls an allocator's function is held up by dropping pages: 0.22 us for each (malloc_trim of
+/// glibc 2.36 on Linux 6.18: 5.4 ms for 96 MiB in one chunk; jemalloc's purge: 13 ms for 190 MiB on a busy machine).
+fn dropping_takes(bytes: Bytes) -> Duration {
+    Duration::from_nanos((bytes.0 / 4096).saturating_mul(220))
+}
+
+/// malloc_trim goes through each free chunk, too: 1 us.
 fn trim_takes(bytes: Bytes, chunks: u64) -> Duration {
-    Duration::from_nanos((bytes.0 / 4096).saturating_mul(220).saturating_add(chunks.saturating_mul(1000)))
+    dropping_takes(bytes) + Duration::from_micros(chunks)
 }
 
 /// What the levers depend on, besides the heap.
@@ -162,6 +167,13 @@ impl Planner {
                 heap.kind
             ));
             levers.retain(|(_, way)| !matches!(way, Way::Call(_)));
+        }
+        for (lever, _) in levers.iter_mut().filter(|(_, way)| matches!(way, Way::Call(_))) {
+            let takes = dropping_takes(lever.predicted);
+            if takes > self.max_stop {
+                let takes = takes.as_millis() + 1;
+                lever.short = Some(format!("it would hold up a thread for about {takes} ms (--max-stop)"));
+            }
         }
         levers
     }

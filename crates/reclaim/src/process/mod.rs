@@ -16,6 +16,7 @@ mod pages;
 mod rest;
 
 use crate::report::{Lever, Report};
+use crate::slow::settled;
 use code::Code;
 use ebbtide_heaps::{Look, LookError, luajit};
 use ebbtide_observe::process::Process;
@@ -88,11 +89,12 @@ pub fn reclaim(process: &Process, options: &Options) -> Result<Report, ReclaimEr
     }
     let heaps = look.known().filter(|heap| heap.figures.returnable > Bytes::ZERO);
     plan.extend(heaps.flat_map(|heap| planner.levers(heap, &mut report.notes)));
-    report.predicted = plan.iter().map(|(lever, _)| lever.predicted).sum();
+    let allowed = plan.iter().filter(|(lever, _)| lever.short.is_none());
+    report.predicted = allowed.map(|(lever, _)| lever.predicted).sum();
     if !options.dry_run && !plan.is_empty() {
         let before = anonymous(process)?;
         let mut resident = before;
-        for step in &mut plan {
+        for step in plan.iter_mut().filter(|(lever, _)| lever.short.is_none()) {
             apply(process, options, step, &mut resident)?;
             report.longest_stop = report.longest_stop.max(step.0.longest_stop);
         }
@@ -127,7 +129,11 @@ fn apply(
         }
     };
     (lever.longest_stop, lever.stops, lever.short) = (done.longest_stop, done.stops, done.short);
-    let after = anonymous(process)?;
+    let after = match way {
+        // G1 gives back from a thread of its own, within a second (JDK 16 and later).
+        Way::Jvm(_) => settled(|| anonymous(process).unwrap_or(*resident)),
+        _ => anonymous(process)?,
+    };
     lever.returned = Some(*resident - after);
     *resident = after;
     Ok(())
