@@ -379,7 +379,8 @@ proptest! {
             let Figures { mapped, live, free, metadata, unused, returnable, pinned_free, .. } = heap.figures;
             prop_assert_eq!(mapped, live + free + metadata + unused);
             prop_assert!(returnable + pinned_free <= free);
-            prop_assert!(mapped <= Bytes(1 << 20));
+            // Of one that runs, books may name memory that is newer than the list of mappings.
+            prop_assert!(runs || mapped <= Bytes(1 << 20));
             prop_assert!(heap.claims.is_sorted_by(|a, b| a.end <= b.start));
             for range in heap.returnable_ranges.unwrap() {
                 prop_assert!(heap.claims.iter().any(|claim| claim.start <= range.start && range.end <= claim.end));
