@@ -102,12 +102,13 @@ pub(crate) fn process(process: &Process, time: Duration, clear_refs: bool) -> an
         tracks.add(at, "page-tables", "kernel memory for its mappings", vm.page_tables);
         threads.push((at, u64::from(stat.threads)));
         descriptors.extend(process.fd_count().ok().map(|n| (at, n)));
-        if let Some(live) = inside.look(process) {
-            tracks.add(at, growth::LIVE, "blocks the program holds, in its heaps", live);
-        }
+        inside.look(process, at, vm.rss_anon);
         last = stat;
         Ok(true)
     })?;
+    for (at, live) in inside.complete() {
+        tracks.add(at, growth::LIVE, "blocks the program holds, in its heaps", live);
+    }
     let ticks = Duration::from_millis(20);
     let is_idle = |stat: ebbtide_observe::process::Stat| stat.user_time + stat.system_time <= ticks;
     let started = process.threads().unwrap_or_default();
@@ -159,6 +160,13 @@ const LOOKS: u32 = 24;
 /// ... if they take no more than one part in so many.
 const AT_MOST: u32 = 4;
 
+/// A look that left more than this share of what lives unresolved says nothing of how that grows: a busy machine lets a
+/// process run on for long while it is read.
+const UNRESOLVED: f64 = 0.01;
+
+/// A look that found less than this share of what the best one did, by what is resident, missed something.
+const COMPLETE: f64 = 0.9;
+
 /// The heaps of a process while it is watched.
 struct Inside {
     /// Between two looks at most.
@@ -168,18 +176,20 @@ struct Inside {
     /// Not before then.
     next: Option<Instant>,
     failed: bool,
+    /// When, what lived, and which share of the process's anonymous memory was found in heaps.
+    samples: Vec<(Duration, Bytes, f64)>,
 }
 
 impl Inside {
     fn new(time: Duration) -> Inside {
-        Inside { gap: time / LOOKS, first: None, last: None, next: None, failed: false }
+        Inside { gap: time / LOOKS, first: None, last: None, next: None, failed: false, samples: Vec::new() }
     }
 
-    /// Live bytes now, if it is time for a look and there is a heap that can be read.
-    fn look(&mut self, process: &Process) -> Option<Bytes> {
+    /// Takes a sample, if it is time for a look and there is a heap that can be read.
+    fn look(&mut self, process: &Process, at: Duration, anon: Bytes) {
         let began = Instant::now();
         if self.failed || self.next.is_some_and(|next| began < next) {
-            return None;
+            return;
         }
         let look = Look::into(process, false).ok().filter(|look| look.known().next().is_some());
         let cost = began.elapsed();
@@ -187,14 +197,28 @@ impl Inside {
         let Some(look) = look else {
             // Whatever it is, one that could not be read at first is not tried again and again.
             self.failed = self.first.is_none();
-            return None;
+            return;
         };
-        let live = look.known().map(|heap| heap.figures.live).sum();
+        let live: Bytes = look.known().map(|heap| heap.figures.live).sum();
+        let unresolved: Bytes = look.known().map(|heap| heap.certainty.unresolved).sum();
+        if unresolved.share_of(live) > UNRESOLVED {
+            // The next one may see more.
+            self.next = Some(Instant::now() + cost * AT_MOST);
+            return;
+        }
+        let resident: Bytes = look.known().map(|heap| heap.figures.resident).sum();
+        self.samples.push((at, live, resident.share_of(anon)));
         match &mut self.first {
             None => self.first = Some(look),
             Some(_) => self.last = Some(look),
         }
-        Some(live)
+    }
+
+    /// The samples of looks that found as much as the others did: an arena that came while it was read is in none.
+    fn complete(&self) -> impl Iterator<Item = (Duration, Bytes)> + '_ {
+        let most = self.samples.iter().map(|sample| sample.2).fold(0.0, f64::max);
+        let complete = self.samples.iter().filter(move |sample| sample.2 >= most * COMPLETE);
+        complete.map(|&(at, live, _)| (at, live))
     }
 
     fn finish(self) -> Option<HeapWatch> {
