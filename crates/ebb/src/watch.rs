@@ -102,11 +102,11 @@ pub(crate) fn process(process: &Process, time: Duration, clear_refs: bool) -> an
         tracks.add(at, "page-tables", "kernel memory for its mappings", vm.page_tables);
         threads.push((at, u64::from(stat.threads)));
         descriptors.extend(process.fd_count().ok().map(|n| (at, n)));
-        inside.look(process, at, vm.rss_anon);
+        inside.look(process, at);
         last = stat;
         Ok(true)
     })?;
-    for (at, live) in inside.complete() {
+    for &(at, live) in &inside.samples {
         tracks.add(at, growth::LIVE, "blocks the program holds, in its heaps", live);
     }
     let ticks = Duration::from_millis(20);
@@ -164,9 +164,6 @@ const AT_MOST: u32 = 4;
 /// process run on for long while it is read.
 const UNRESOLVED: f64 = 0.01;
 
-/// A look that found less than this share of what the best one did, by what is resident, missed something.
-const COMPLETE: f64 = 0.9;
-
 /// The heaps of a process while it is watched.
 struct Inside {
     /// Between two looks at most.
@@ -176,8 +173,8 @@ struct Inside {
     /// Not before then.
     next: Option<Instant>,
     failed: bool,
-    /// When, what lived, and which share of the process's anonymous memory was found in heaps.
-    samples: Vec<(Duration, Bytes, f64)>,
+    /// When, and what lived.
+    samples: Samples,
 }
 
 impl Inside {
@@ -186,7 +183,7 @@ impl Inside {
     }
 
     /// Takes a sample, if it is time for a look and there is a heap that can be read.
-    fn look(&mut self, process: &Process, at: Duration, anon: Bytes) {
+    fn look(&mut self, process: &Process, at: Duration) {
         let began = Instant::now();
         if self.failed || self.next.is_some_and(|next| began < next) {
             return;
@@ -206,19 +203,11 @@ impl Inside {
             self.next = Some(Instant::now() + cost * AT_MOST);
             return;
         }
-        let resident: Bytes = look.known().map(|heap| heap.figures.resident).sum();
-        self.samples.push((at, live, resident.share_of(anon)));
+        self.samples.push((at, live));
         match &mut self.first {
             None => self.first = Some(look),
             Some(_) => self.last = Some(look),
         }
-    }
-
-    /// The samples of looks that found as much as the others did: an arena that came while it was read is in none.
-    fn complete(&self) -> impl Iterator<Item = (Duration, Bytes)> + '_ {
-        let most = self.samples.iter().map(|sample| sample.2).fold(0.0, f64::max);
-        let complete = self.samples.iter().filter(move |sample| sample.2 >= most * COMPLETE);
-        complete.map(|&(at, live, _)| (at, live))
     }
 
     fn finish(self) -> Option<HeapWatch> {

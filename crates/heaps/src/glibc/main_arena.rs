@@ -28,6 +28,8 @@ pub(super) struct Main {
     /// The unit in which trimming cuts the top; nothing where the break is not the top's end.
     cut: Option<u64>,
     scattered: bool,
+    /// Whether the top says that it goes on where nothing is known to be mapped.
+    pub(super) is_cut_off: bool,
 }
 
 impl Main {
@@ -46,7 +48,8 @@ impl Main {
             Err(Fault::Swapped(_) | Fault::Unmapped(_)) => 0,
             Err(fault) => return Err(fault),
         };
-        let top_end = state.top.saturating_add(size).min(piece_end(source, state.top));
+        let (says, mapped_end) = (state.top.saturating_add(size), piece_end(source, state.top));
+        let top_end = says.min(mapped_end);
         let heap_end = source.areas().iter().rev().find(|area| area.path == b"[heap]");
         // systrim: only if the break is where the top ends.
         let ours = heap_end.is_some_and(|area| area.range.end == top_end);
@@ -57,6 +60,7 @@ impl Main {
             top_end,
             cut: ours.then_some(unit),
             scattered: state.is_scattered(),
+            is_cut_off: says > mapped_end,
         }))
     }
 

@@ -2,8 +2,9 @@
 //! malloc_trim(0) would give back.
 //!
 //! The way through: [`locate`] finds `main_arena` and `mp_` in the libc's file, [`arena`] has the process bear
-//! it out and reads the arenas' books, [`quick`] marks what quick lists hold, [`walk`] goes over every chunk,
-//! [`main_arena`] finds the parts of the main arena, [`mmapped`] large blocks, [`cache`] thread caches.
+//! it out and reads the arenas' books, [`outline`] sees to it that they and the mappings agree, [`quick`] marks
+//! what quick lists hold, [`walk`] goes over every chunk, [`main_arena`] finds the parts of the main arena,
+//! [`mmapped`] large blocks, [`cache`] thread caches.
 //!
 //! malloc_trim(0), read in mtrim and systrim (malloc.c, 2.17 to 2.43): quick lists are merged with what is free
 //! around them (thread caches are not); of every free chunk the whole pages behind its first 48 bytes are given
@@ -21,6 +22,7 @@ mod locate;
 mod main_arena;
 mod marks;
 mod mmapped;
+mod outline;
 mod quick;
 #[cfg(test)]
 mod tests;
@@ -29,7 +31,6 @@ mod walk;
 
 use crate::account::{Account, RANGES_MOST};
 use crate::model::{Arena, Figures, HUGE_MOST, Heap, Kind, SizeClass};
-use crate::now::Now;
 use crate::ranges::merged;
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource};
@@ -38,9 +39,10 @@ use books::{CORRUPTIONS_MOST, Findings};
 use ebbtide_observe::Bytes;
 pub use free::{Arenas, ArenasNow};
 use layout::Layout;
-use locate::{Claim, Libc, Located};
+use locate::{Claim, Located};
 use main_arena::Main;
 use marks::Marks;
+use outline::{Drawn, Outline, Thread};
 use std::ops::Range;
 use walk::{Walk, Whose};
 
@@ -65,32 +67,13 @@ fn every(source: &dyn MemorySource, ranges: bool) -> Result<Vec<Heap>, Fault> {
     let mut heaps = Vec::new();
     for located in locate::libcs(source)? {
         match located {
-            Located::Here(libc) => heaps.extend(settled(source, &libc, ranges)?),
+            Located::Here(libc) => {
+                heaps.extend(Outline::settled(source, &libc, |source, drawn| heap(source, drawn, ranges))?);
+            }
             Located::Unreadable(why) => heaps.push(unread(why)),
         }
     }
     Ok(heaps)
-}
-
-/// How often a running process is looked at whose arenas lie where nothing was mapped when its mappings were listed.
-const LOOKS_MOST: usize = 4;
-
-/// The heap of `libc`, with all of its arenas if that can be had: a program that starts threads makes arenas meanwhile.
-fn settled(source: &dyn MemorySource, libc: &Libc, ranges: bool) -> Result<Option<Heap>, Fault> {
-    let mut found = heap(source, libc, ranges)?;
-    for _ in 1..LOOKS_MOST {
-        if !matches!(found, Some((_, true))) {
-            break;
-        }
-        let Some(now) = Now::of(source)? else { break };
-        found = heap(&now, libc, ranges)?;
-    }
-    Ok(found.map(|(mut heap, is_torn)| {
-        if is_torn {
-            heap.notes.push("arenas came while it was read: not all of them are known".to_owned());
-        }
-        heap
-    }))
 }
 
 /// A heap of which only this is known.
@@ -117,19 +100,14 @@ struct Look<'s> {
     notes: Vec<String>,
 }
 
-/// One look, and whether the ring of arenas broke off in a process that runs.
-fn heap(source: &dyn MemorySource, libc: &Libc, ranges: bool) -> Result<Option<(Heap, bool)>, Fault> {
-    let mut reader = Reader::new(source);
-    let (claim, main, params) = match arena::confirm(&mut reader, &libc.claims)? {
-        Confirmed::Yes(found) => *found,
-        Confirmed::No => return Ok(None),
-        Confirmed::Swapped => return Ok(Some((unread("its books are swapped out".to_owned()), false))),
+/// The heap that is `drawn`.
+fn heap(source: &dyn MemorySource, drawn: Drawn, ranges: bool) -> Result<Option<Heap>, Fault> {
+    let outline = match drawn {
+        Drawn::Here(outline) => *outline,
+        Drawn::Unused => return Ok(None),
+        Drawn::Swapped => return Ok(Some(unread("its books are swapped out".to_owned()))),
     };
-    let (threads, broken) = arena::ring(&mut reader, &claim.layout, &main)?;
-    let is_torn = broken.as_ref().is_some_and(|broken| broken.is_damage) && !source.is_still();
-    if main.is_unused() && threads.is_empty() && params.n_mmaps == 0 && !is_torn {
-        return Ok(None);
-    }
+    let Outline { claim, params, main, main_memory, threads, broken, is_torn } = outline;
     let mut look = Look {
         source,
         layout: claim.layout,
@@ -148,41 +126,45 @@ fn heap(source: &dyn MemorySource, libc: &Libc, ranges: bool) -> Result<Option<(
             look.findings.corrupt(bin.wrapping_add(layout::HEADER), "a bin of the main arena is no list");
         }
     }
-    look.arenas(&main, &threads)?;
+    if main_memory.is_none() && main.system > 0 {
+        look.findings.certainty.unresolved += Bytes(main.system);
+        look.notes.push("the main arena's top leads nowhere: its memory is not known".to_owned());
+    }
+    look.arenas(&main, main_memory, threads)?;
     look.caches()?;
     if !source.is_still() {
         look.is_still_there(&claim)?;
     }
-    Ok(Some((look.heap(), is_torn)))
+    if is_torn {
+        look.notes.push("arenas came while it was read: not all of them are known".to_owned());
+    }
+    Ok(Some(look.heap()))
 }
 
 impl<'s> Look<'s> {
     /// Walks every arena and the large blocks.
-    fn arenas(&mut self, main: &State, threads: &[State]) -> Result<(), Fault> {
-        let mut reader = Reader::new(self.source);
-        let heap_max = self.layout.heap_max(self.params.huge_page);
-        let mut heaps = Vec::new();
-        for state in threads {
-            let (spans, broken) = arena::heaps(&mut reader, &self.layout, state, heap_max)?;
-            self.broken(state, broken);
-            self.claims.extend(spans.iter().map(|span| span.base..span.claim_end));
-            heaps.push(spans);
+    fn arenas(&mut self, main: &State, memory: Option<Main>, mut threads: Vec<Thread>) -> Result<(), Fault> {
+        for thread in &mut threads {
+            self.broken(&thread.state, thread.broken.take());
+            self.claims.extend(thread.heaps.iter().map(|span| span.base..span.claim_end));
         }
-        let first = Main::new(&mut reader, main, &self.params)?;
-        self.claims.extend(first.iter().map(|first| first.first_part(self.source)));
+        self.claims.extend(memory.iter().map(|memory| memory.first_part(self.source)));
         self.claims = merged(std::mem::take(&mut self.claims));
         let free = mmapped::unclaimed(self.source.areas(), &self.claims);
         let blocks = match self.params.n_mmaps {
             0 => Vec::new(),
-            _ => mmapped::find(&mut reader, &self.layout, &self.params, &free)?,
+            _ => {
+                let mut reader = Reader::new(self.source);
+                mmapped::find(&mut reader, &self.layout, &self.params, &free)?
+            }
         };
         self.claims.extend(blocks.iter().map(|block| block.range.clone()));
         self.claims = merged(std::mem::take(&mut self.claims));
-        if let Some(first) = first {
-            self.main(main, &first)?;
+        if let Some(memory) = memory {
+            self.main(main, &memory)?;
         }
-        for (index, (state, spans)) in threads.iter().zip(&heaps).enumerate() {
-            self.thread(state, spans, index + 1)?;
+        for (index, thread) in threads.iter().enumerate() {
+            self.thread(&thread.state, &thread.heaps, index + 1)?;
         }
         self.blocks(&blocks)
     }

@@ -409,6 +409,60 @@ fn what_is_swapped_out_stays_there() {
     assert_eq!(heap.notes, ["an arena is swapped out: it and those behind it are not known"]);
 }
 
+/// A running process of which the mappings were listed a while ago.
+struct Grown<'i> {
+    image: &'i Image,
+    then: Vec<Area>,
+    now: Vec<Area>,
+}
+
+impl MemorySource for Grown<'_> {
+    fn areas(&self) -> &[Area] {
+        &self.then
+    }
+
+    fn areas_now(&self) -> Result<Option<Vec<Area>>, Fault> {
+        Ok(Some(self.now.clone()))
+    }
+
+    fn read_ranges(&self, ranges: &[Range<u64>], buf: &mut [u8]) -> Result<usize, Fault> {
+        self.image.read_ranges(ranges, buf)
+    }
+
+    fn pages(&self, range: Range<u64>, each: &mut dyn FnMut(Range<u64>, PageState)) -> Result<(), Fault> {
+        self.image.pages(range, each)
+    }
+
+    fn file(&self, area: &Area) -> Result<Box<dyn crate::source::ReadSeek>, Fault> {
+        MemorySource::file(self.image, area)
+    }
+
+    fn is_still(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn memory_newer_than_the_mappings() {
+    let layout = Layout::of(36)[0];
+    let (image, _) = process(&layout, 62);
+    let now = image.areas().to_vec();
+    let whole = find(&Grown { image: &image, then: now.clone(), now: now.clone() }).unwrap().remove(0);
+    assert_eq!((whole.certainty.unresolved, whole.arenas.len()), (Bytes::ZERO, 3));
+    // The arena's top ends behind what was mapped then, or lies there.
+    for (grown, by) in [(HEAP, 0x2_0000), (HEAP, 0x3_0000), (THREAD, 0x1_0000), (THREAD, 0x2_0000)] {
+        let mut then = now.clone();
+        then.iter_mut().filter(|area| area.range.start == grown).for_each(|area| area.range.end -= by);
+        let heap = find(&Grown { image: &image, then: then.clone(), now: now.clone() }).unwrap().remove(0);
+        assert_eq!((heap.figures, &heap.notes), (whole.figures, &whole.notes), "{grown:x}");
+        // It goes on growing as often as it is asked: never told as if that were all.
+        let heap = find(&Grown { image: &image, then: then.clone(), now: then }).unwrap().remove(0);
+        assert!(heap.notes.iter().any(|note| note.starts_with("arenas came")), "{:?}", heap.notes);
+        let is_whole = heap.figures == whole.figures;
+        assert!(is_whole || heap.certainty.unresolved > Bytes::ZERO, "{grown:x}: {:?}", heap.certainty);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
