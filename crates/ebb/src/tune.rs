@@ -9,6 +9,7 @@ mod guardian;
 use crate::cli::{Output, duration};
 use crate::escape::escape;
 use ebbtide_observe::Root;
+use ebbtide_reclaim::state;
 use ebbtide_reclaim::tune::{Boot, Store, boottime};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -89,9 +90,7 @@ pub(crate) fn run(args: &TuneArgs) -> anyhow::Result<ExitCode> {
 
 /// Where undo records are.
 fn store(root: &Root) -> Store {
-    let state = std::env::var_os("EBB_STATE").filter(|state| !state.is_empty());
-    let state = state.map(|state| std::path::absolute(&state).unwrap_or_else(|_| PathBuf::from(state)));
-    Store::at(root, state.as_deref())
+    Store::at(root, state::named())
 }
 
 /// A guardian is done in less.

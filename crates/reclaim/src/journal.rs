@@ -7,13 +7,14 @@
 
 use crate::report::Report;
 use crate::slow::patiently;
+use crate::{durable, state};
 use ebbtide_observe::{Bytes, ReadError, Root};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -192,17 +193,9 @@ pub struct History {
 }
 
 impl Journal {
-    /// The journal of this user: in $EBB_STATE; for root in /var/lib/ebbtide; else in $XDG_STATE_HOME/ebbtide or
-    /// ~/.local/state/ebbtide. `None` for a user without a home.
+    /// The journal of this user, in [`state::of_this_user`]. `None` for a user without a home.
     pub fn of_this_user() -> Option<Journal> {
-        let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let state = || variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")));
-        let dir = match variable("EBB_STATE") {
-            Some(dir) => dir,
-            None if rustix::process::geteuid().is_root() => PathBuf::from("/var/lib/ebbtide"),
-            None => state()?.join("ebbtide"),
-        };
-        Some(Journal::at(dir))
+        state::of_this_user().map(Journal::at)
     }
 
     /// The journal in `dir`, which is made when it is first written.
@@ -261,7 +254,7 @@ impl Journal {
 
 /// Appends `line` to the journal in `dir`, alone and to the disk; if there is no room for all of it, none of it.
 fn append(dir: &Path, line: &[u8]) -> std::io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    durable::make_directory(dir)?;
     let mut file = locked(dir)?;
     let length = file.metadata()?.len();
     if length > 0 && length + line.len() as u64 > MOST {

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cgroup;
+mod durable;
 pub mod host;
 pub mod journal;
 mod knob;
@@ -14,6 +15,7 @@ pub mod process;
 mod refused;
 mod report;
 mod slow;
+pub mod state;
 mod swap;
 pub mod tune;
 

@@ -7,6 +7,7 @@
 
 use anyhow::Context;
 use ebbtide_observe::Root;
+use ebbtide_reclaim::state;
 use ebbtide_reclaim::tune::{Record, Store, TuneError, Undone, undo};
 use ebbtide_sys::interrupt::Interrupts;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -29,8 +30,8 @@ pub(super) fn start(root: Option<&Path>, record: &Record) -> Result<Child, TuneE
     if let Some(root) = root {
         command.arg("--root").arg(root);
     }
-    if let Some(state) = std::env::var_os("EBB_STATE") {
-        command.env("EBB_STATE", std::path::absolute(state).unwrap_or_default());
+    if let Some(state) = state::named() {
+        command.env("EBB_STATE", state);
     }
     let fail = |error: std::io::Error| TuneError::File {
         what: "nothing was changed, as no guardian can be started:",

@@ -44,8 +44,10 @@ fn what_is_begun_and_done_is_one_entry() {
     assert_eq!(outcomes, [Outcome::Failed, Outcome::Begun, Outcome::Done]);
     assert_eq!(history.entries[2].returned_bytes, Some(Bytes(90)));
     assert_eq!(history.damaged, 0);
-    let mode = std::fs::metadata(journal.path()).unwrap().mode() & 0o777;
-    assert_eq!(mode, 0o600);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+    let path = journal.path();
+    let dir = path.parent().unwrap();
+    assert_eq!((mode(&path), mode(dir)), (0o600, 0o755), "undo records beside it are for everybody's eyes");
 }
 
 #[test]

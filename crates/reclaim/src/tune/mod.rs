@@ -11,7 +11,6 @@ mod apply;
 pub mod check;
 mod clock;
 mod distance;
-mod durable;
 mod error;
 mod judge;
 mod measure;

@@ -4,7 +4,8 @@
 //! distributions ship (10 to 50) and before an administrator's 99.
 
 use super::check::sysctl;
-use super::{Change, Setting, TuneError, durable};
+use super::{Change, Setting, TuneError};
+use crate::durable;
 use ebbtide_observe::Root;
 use std::io::{ErrorKind, Seek, SeekFrom, Write};
 

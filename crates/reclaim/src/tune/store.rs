@@ -4,7 +4,8 @@
 //! only by the owner of the directory. Changes take a lock on the directory itself, which needs no file and no space.
 
 use super::record::FORMAT;
-use super::{Boot, Record, TuneError, durable};
+use super::{Boot, Record, TuneError};
+use crate::{durable, state};
 use ebbtide_observe::Root;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
@@ -35,10 +36,9 @@ pub struct Lock {
 }
 
 impl Store {
-    /// The records below `state`, or below /var/lib/ebbtide of `root`.
-    pub fn at(root: &Root, state: Option<&Path>) -> Store {
-        let state = state.map_or_else(|| root.path("var/lib/ebbtide"), Path::to_path_buf);
-        Store { dir: state.join("undo") }
+    /// The records in state directory `state`, or in the machine's own below `root`.
+    pub fn at(root: &Root, state: Option<PathBuf>) -> Store {
+        Store { dir: state.unwrap_or_else(|| state::of_root(root)).join("undo") }
     }
 
     /// Where it is.
