@@ -22,6 +22,7 @@ use ebbtide_heaps::{Look, LookError, luajit};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, ReadError};
 use levers::{Planner, Way};
+use std::cell::OnceCell;
 use std::time::{Duration, Instant};
 
 /// How to go about it.
@@ -93,50 +94,62 @@ pub fn reclaim(process: &Process, options: &Options) -> Result<Report, ReclaimEr
     report.predicted = allowed.map(|(lever, _)| lever.predicted).sum();
     if !options.dry_run && !plan.is_empty() {
         let before = anonymous(process)?;
-        let mut resident = before;
+        let mut hand = Hand { process, options, code: OnceCell::new(), resident: before };
         for step in plan.iter_mut().filter(|(lever, _)| lever.short.is_none()) {
-            apply(process, options, step, &mut resident)?;
+            hand.apply(step)?;
             report.longest_stop = report.longest_stop.max(step.0.longest_stop);
         }
-        report.returned = Some(before - resident);
+        report.returned = Some(before - hand.resident);
     }
     report.levers = plan.into_iter().map(|(lever, _)| lever).collect();
     report.elapsed = began.elapsed();
     Ok(report)
 }
 
-/// Applies `lever`; `resident` is what the process has now, and is kept up.
-fn apply(
-    process: &Process,
-    options: &Options,
-    (lever, way): &mut (Lever, Way),
-    resident: &mut Bytes,
-) -> Result<(), ReclaimError> {
-    let code = || {
+/// What applies levers.
+struct Hand<'p> {
+    process: &'p Process,
+    options: &'p Options,
+    /// Searched for when the first lever needs it: a JVM is only asked.
+    code: OnceCell<Code>,
+    /// What the process has now.
+    resident: Bytes,
+}
+
+impl Hand<'_> {
+    fn apply(&mut self, (lever, way): &mut (Lever, Way)) -> Result<(), ReclaimError> {
+        let &mut Hand { process, options, .. } = self;
+        let done = match way {
+            Way::Jvm(command) => jvm::ask(process, command, options.patience),
+            Way::Call(function) => call::call(process, self.code()?, options, function),
+            Way::Arenas { all } => {
+                let arenas = pages::Arenas::find(&live(process)?, *all).map_err(LookError::from)?;
+                pages::give_back(process, self.code()?, options, &arenas)
+            }
+            Way::Trees => {
+                let states = luajit::States::find(&live(process)?).map_err(LookError::from)?;
+                pages::give_back(process, self.code()?, options, &pages::Trees(states))
+            }
+        };
+        (lever.longest_stop, lever.stops, lever.short) = (done.longest_stop, done.stops, done.short);
+        let after = match way {
+            // G1 gives back from a thread of its own, within a second (JDK 16 and later).
+            Way::Jvm(_) => settled(|| anonymous(process).unwrap_or(self.resident)),
+            _ => anonymous(process)?,
+        };
+        lever.returned = Some(self.resident - after);
+        self.resident = after;
+        Ok(())
+    }
+
+    fn code(&self) -> Result<&Code, ReclaimError> {
+        if let Some(code) = self.code.get() {
+            return Ok(code);
+        }
         let missing = || ReclaimError::Forbidden("it has no C library whose calls are known".to_owned());
-        Code::find(process)?.ok_or_else(missing)
-    };
-    let done = match way {
-        Way::Jvm(command) => jvm::ask(process, command, options.patience),
-        Way::Call(function) => call::call(process, &code()?, options, function),
-        Way::Arenas { all } => {
-            let arenas = pages::Arenas::find(&live(process)?, *all).map_err(LookError::from)?;
-            pages::give_back(process, &code()?, options, &arenas)
-        }
-        Way::Trees => {
-            let states = luajit::States::find(&live(process)?).map_err(LookError::from)?;
-            pages::give_back(process, &code()?, options, &pages::Trees(states))
-        }
-    };
-    (lever.longest_stop, lever.stops, lever.short) = (done.longest_stop, done.stops, done.short);
-    let after = match way {
-        // G1 gives back from a thread of its own, within a second (JDK 16 and later).
-        Way::Jvm(_) => settled(|| anonymous(process).unwrap_or(*resident)),
-        _ => anonymous(process)?,
-    };
-    lever.returned = Some(*resident - after);
-    *resident = after;
-    Ok(())
+        let code = Code::find(self.process)?.ok_or_else(missing)?;
+        Ok(self.code.get_or_init(|| code))
+    }
 }
 
 fn live(process: &Process) -> Result<ebbtide_heaps::Live<'_>, ReadError> {
