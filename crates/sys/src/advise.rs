@@ -1,5 +1,7 @@
 //! Telling the kernel what another process's pages are good for: `process_madvise(2)` (5.10).
 
+pub use crate::call::MAX_RANGES;
+use crate::call::{last_error, vectors};
 use rustix::fd::{AsFd, AsRawFd};
 use rustix::io::Errno;
 use std::ops::Range;
@@ -13,9 +15,6 @@ pub enum Advice {
     PageOut,
 }
 
-/// The most ranges that one call takes (UIO_MAXIOV).
-pub const MAX_RANGES: usize = 1024;
-
 /// `process_madvise(pidfd, ranges, advice)`: advises the first [`MAX_RANGES`] of `ranges`, which begin and end at
 /// pages, and returns how many bytes that reached: fewer than asked where a later range failed.
 ///
@@ -23,14 +22,7 @@ pub const MAX_RANGES: usize = 1024;
 /// hugetlb or device pages come first), ENOMEM (nothing is mapped there first), ENOSYS before 5.10. Source:
 /// mm/madvise.c (6.18).
 pub fn advise(pidfd: impl AsFd, ranges: &[Range<u64>], advice: Advice) -> Result<u64, Errno> {
-    let vectors: Vec<libc::iovec> = ranges
-        .iter()
-        .take(MAX_RANGES)
-        .map(|range| libc::iovec {
-            iov_base: range.start as usize as *mut libc::c_void,
-            iov_len: range.end.saturating_sub(range.start) as usize,
-        })
-        .collect();
+    let vectors = vectors(ranges);
     let advice = match advice {
         Advice::Cold => libc::MADV_COLD,
         Advice::PageOut => libc::MADV_PAGEOUT,
@@ -50,10 +42,6 @@ pub fn advise(pidfd: impl AsFd, ranges: &[Range<u64>], advice: Advice) -> Result
         )
     };
     u64::try_from(reached).map_err(|_| last_error())
-}
-
-pub(crate) fn last_error() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Only the calls that enumerate (linux/bpf.h). What an object takes in memory is in the fdinfo of a descriptor
 //! to it ("memlock:"), which is a file and so not this module's business.
 
+use crate::call::last_error;
 use rustix::fd::{FromRawFd, OwnedFd};
 use rustix::io::Errno;
 
@@ -73,7 +74,7 @@ fn bpf(command: libc::c_int, attr: &mut IdAttr) -> Result<i32, Errno> {
     if result >= 0 {
         return Ok(result as i32);
     }
-    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
+    Err(last_error())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! How much of a file is in the page cache: `cachestat(2)` (6.5), before it `mincore(2)` over a mapping.
 
-use crate::advise::last_error;
+use crate::call::last_error;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::fs::{Access, AtFlags, CWD, accessat, fstat};
 use rustix::io::Errno;

@@ -5,6 +5,7 @@
 //! is (a scratch child maps, measures and exits); after a fork only system calls are made, so that it may be
 //! called while other threads hold locks; the child ends with its parent.
 
+use crate::call::last_error;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -72,7 +73,7 @@ fn in_child(body: impl FnOnce()) -> Result<libc::pid_t, Errno> {
     // SAFETY: the child calls `body`, which keeps to what is allowed between fork and exit in a process that
     // had threads (see above), and leaves by _exit, which runs no handler of the parent's.
     match unsafe { libc::fork() } {
-        -1 => Err(last_errno()),
+        -1 => Err(last_error()),
         0 => {
             body();
             // SAFETY: it does not return.
@@ -86,7 +87,7 @@ fn in_child(body: impl FnOnce()) -> Result<libc::pid_t, Errno> {
 fn reap(child: libc::pid_t) {
     let mut status = 0;
     // SAFETY: `status` is live and writable; `child` is a child of this process that nobody else waits for.
-    while unsafe { libc::waitpid(child, &mut status, 0) } < 0 && last_errno() == Errno::INTR {}
+    while unsafe { libc::waitpid(child, &mut status, 0) } < 0 && last_error() == Errno::INTR {}
 }
 
 /// The scratch process: measures, and writes three numbers of nanoseconds, or u64::MAX and an errno.
@@ -120,7 +121,7 @@ fn with_mapping(len: usize, huge: bool, step: usize) -> Result<(u64, u64), Errno
     // SAFETY: a new mapping at a place that the kernel chooses touches no other memory.
     let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
     if start == libc::MAP_FAILED {
-        return Err(last_errno());
+        return Err(last_error());
     }
     let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
     // SAFETY: the range is exactly the mapping made above. Without THP in the kernel it fails, which only
@@ -158,10 +159,6 @@ fn forks() -> Result<(u64, u64), Errno> {
 fn now() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 #[cfg(test)]

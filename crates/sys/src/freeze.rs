@@ -8,6 +8,7 @@
 //! stopped by SIGSTOP stays so. One thing can be noticed from inside: epoll_wait(2), sigtimedwait(2), semop(2) and
 //! receiving with a timeout end with EINTR, as they do after SIGSTOP and SIGCONT (signal(7)).
 
+use crate::call::last_error;
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -363,7 +364,7 @@ fn ptrace(request: libc::c_uint, tid: u32, data: libc::c_int) -> Result<(), Errn
     #[allow(unsafe_code)]
     let result =
         unsafe { libc::ptrace(request, tid as libc::pid_t, std::ptr::null_mut::<libc::c_void>(), data) };
-    if result == 0 { Ok(()) } else { Err(last()) }
+    if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 
 /// `waitpid(-1, __WALL | __WNOTHREAD | WNOHANG)`: the next thread of which there is something to say, among
@@ -377,10 +378,6 @@ fn wait() -> Result<Option<(u32, libc::c_int)>, Errno> {
     match waited {
         0 => Ok(None),
         1.. => Ok(Some((waited as u32, status))),
-        _ => Err(last()),
+        _ => Err(last_error()),
     }
-}
-
-fn last() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

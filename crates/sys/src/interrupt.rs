@@ -5,6 +5,7 @@
 //! signalfd. Invariant: dropping [`Interrupts`] restores the calling thread's signal mask; signals that were
 //! read are gone, others then act as they would have.
 
+use crate::call::last_error;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
@@ -40,7 +41,7 @@ impl Interrupts {
         // SAFETY: `set` is initialised; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
         if fd < 0 {
-            let error = last_errno();
+            let error = last_error();
             restore(&before);
             return Err(error);
         }
@@ -80,10 +81,6 @@ impl Drop for Interrupts {
 fn restore(mask: &libc::sigset_t) {
     // SAFETY: `mask` was filled in by pthread_sigmask; a null third argument asks for nothing back.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, mask, std::ptr::null_mut()) };
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ pub mod advise;
 pub mod borrow;
 pub mod bpf;
 pub mod cached;
+mod call;
 pub mod fork;
 pub mod freeze;
 pub mod interrupt;

@@ -4,13 +4,12 @@
 //! one part while another is copied. A page that is swapped out is faulted back in: ask [`crate::pagemap`]
 //! first.
 
+pub use crate::call::MAX_RANGES;
+use crate::call::{last_error, vectors};
 use rustix::io::Errno;
 use rustix::process::Pid;
 use std::fmt;
 use std::ops::Range;
-
-/// The most ranges that one call takes (UIO_MAXIOV).
-pub const MAX_RANGES: usize = 1024;
 
 /// Why nothing could be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +72,7 @@ pub fn write(pid: Pid, address: u64, bytes: &[u8]) -> Result<(), RemoteError> {
     match usize::try_from(written) {
         Ok(n) if n == bytes.len() => Ok(()),
         Ok(_) => Err(RemoteError::Unmapped),
-        Err(_) => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO).into()),
+        Err(_) => Err(last_error().into()),
     }
 }
 
@@ -99,14 +98,7 @@ pub fn read(pid: Pid, address: u64, buf: &mut [u8]) -> Result<usize, RemoteError
 /// `buf` and returns how many bytes came: all, what `buf` has room for, or those before the first page that
 /// cannot be read.
 pub fn read_ranges(pid: Pid, ranges: &[Range<u64>], buf: &mut [u8]) -> Result<usize, RemoteError> {
-    let remote: Vec<libc::iovec> = ranges
-        .iter()
-        .take(MAX_RANGES)
-        .map(|range| libc::iovec {
-            iov_base: range.start as usize as *mut libc::c_void,
-            iov_len: range.end.saturating_sub(range.start) as usize,
-        })
-        .collect();
+    let remote = vectors(ranges);
     let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     let pid = pid.as_raw_nonzero().get();
     // SAFETY: `local` covers exactly `buf`, which is borrowed mutably for the whole call, so only its bytes are
@@ -115,10 +107,7 @@ pub fn read_ranges(pid: Pid, ranges: &[Range<u64>], buf: &mut [u8]) -> Result<us
     #[allow(unsafe_code)]
     let n =
         unsafe { libc::process_vm_readv(pid, &local, 1, remote.as_ptr(), remote.len() as libc::c_ulong, 0) };
-    usize::try_from(n).map_err(|_| {
-        let error = std::io::Error::last_os_error();
-        RemoteError::from(Errno::from_io_error(&error).unwrap_or(Errno::IO))
-    })
+    usize::try_from(n).map_err(|_| last_error().into())
 }
 
 #[cfg(test)]

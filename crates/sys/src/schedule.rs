@@ -1,5 +1,6 @@
 //! Being on time: a short while of real-time priority for a thread that reads what will soon be gone.
 
+use crate::call::last_error;
 use rustix::io::Errno;
 
 /// A thread that runs as soon as it can; dropping it makes the thread an ordinary one again.
@@ -29,7 +30,7 @@ impl Urgent {
         let failed =
             unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &first) };
         if before < 0 || failed != 0 {
-            return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::PERM));
+            return Err(last_error());
         }
         Ok(Urgent { before, priority })
     }

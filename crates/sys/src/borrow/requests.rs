@@ -1,6 +1,7 @@
 //! The ptrace requests that borrowing takes, each as a small safe function. They work only in the thread that traces
 //! `tid`, while that stands still.
 
+use crate::call::last_error;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -103,7 +104,7 @@ pub(super) fn send(pid: Pid, tid: u32, signal: libc::c_int) -> Result<(), Errno>
     // SAFETY: tgkill takes three numbers.
     #[allow(unsafe_code)]
     let result = unsafe { libc::syscall(libc::SYS_tgkill, pid.as_raw_pid(), tid as libc::pid_t, signal) };
-    if result == 0 { Ok(()) } else { Err(last()) }
+    if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 
 /// `waitpid(tid, __WALL | WNOHANG)`: what has become of the thread, if there is something new.
@@ -116,8 +117,8 @@ pub(super) fn wait(tid: u32) -> Result<Option<libc::c_int>, Errno> {
         0 => Ok(None),
         1.. => Ok(Some(status)),
         // Nobody's child any more.
-        _ if last() == Errno::CHILD => Err(Errno::SRCH),
-        _ => Err(last()),
+        _ if last_error() == Errno::CHILD => Err(Errno::SRCH),
+        _ => Err(last_error()),
     }
 }
 
@@ -135,9 +136,5 @@ unsafe fn ptrace(
 ) -> Result<(), Errno> {
     // SAFETY: the caller's.
     let result = unsafe { libc::ptrace(request, tid as libc::pid_t, address, data) };
-    if result == 0 { Ok(()) } else { Err(last()) }
-}
-
-fn last() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+    if result == 0 { Ok(()) } else { Err(last_error()) }
 }
