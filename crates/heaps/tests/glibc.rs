@@ -6,7 +6,7 @@
 use ebbtide_heaps::{Area, Corruption, Heap, Image, Live, MemorySource, glibc};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, Root};
-use ebbtide_testkit::child::Child;
+use ebbtide_testkit::child::{Child, is_built};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -62,8 +62,7 @@ impl Libc {
         };
         let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("shapes-{name}"));
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/shapes.c");
-        let age = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
-        if age(&program) > age(&source) {
+        if is_built(&program, &source) {
             return program;
         }
         let all = ["-O1", "-Wall", "-Wno-deprecated-declarations", "-fno-builtin", "-pthread"];

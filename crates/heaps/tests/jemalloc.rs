@@ -6,7 +6,7 @@
 use ebbtide_heaps::{Figures, Heap, Live, MemorySource, jemalloc};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, Root};
-use ebbtide_testkit::child::Child;
+use ebbtide_testkit::child::{Child, is_built};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -68,8 +68,7 @@ impl Build {
         };
         let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/jemalloc.c");
-        let age = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
-        if age(&program) <= age(&source) {
+        if !is_built(&program, &source) {
             let mut gcc = Command::new("gcc");
             gcc.args(["-O1", "-Wall", "-Werror", "-fno-builtin", "-pthread", "-o"]).arg(&program);
             assert!(gcc.arg(&source).args(options).status().expect("gcc").success(), "{self:?}");

@@ -7,7 +7,7 @@
 use ebbtide_heaps::{Figures, Heap, Live, MemorySource, SizeClass, luajit};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, Root};
-use ebbtide_testkit::child::Child;
+use ebbtide_testkit::child::{Child, is_built};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -75,8 +75,7 @@ fn program() -> PathBuf {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("luahost");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/luahost.c");
-    let age = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
-    if age(&program) <= age(&source) {
+    if !is_built(&program, &source) {
         let arguments = ["-O1", "-Wall", "-Werror", "-pthread", "-o"];
         let status = Command::new("gcc").args(arguments).arg(&program).arg(&source).status().expect("gcc");
         assert!(status.success());

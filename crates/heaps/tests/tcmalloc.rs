@@ -43,8 +43,7 @@ fn program() -> Option<PathBuf> {
     }
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tcmalloc");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/tcmalloc.c");
-    let age = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
-    if age(&program) <= age(&source) {
+    if !child::is_built(&program, &source) {
         let arguments = ["-O1", "-Wall", "-Werror", "-pthread", "-fno-builtin-malloc", "-o"];
         assert!(Command::new("gcc").args(arguments).arg(&program).arg(&source).status().unwrap().success());
     }

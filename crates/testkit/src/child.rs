@@ -28,6 +28,7 @@ use rustix::process::{WaitId, WaitIdOptions};
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
 /// The test that plays child programs, in every test binary that has any.
@@ -190,6 +191,14 @@ pub fn play(programs: &[(&str, Program)]) {
 /// Whether this process runs as root, for tests that must skip otherwise.
 pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
+}
+
+/// Whether `program` is younger than `source` and all that lies beside it, which it may include.
+pub fn is_built(program: &Path, source: &Path) -> bool {
+    let age = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
+    let beside = source.parent().and_then(|dir| dir.read_dir().ok()).expect("the source's directory");
+    let newest = beside.filter_map(|entry| age(&entry.ok()?.path())).max();
+    newest.is_some() && age(program) > newest
 }
 
 /// Whether program `name` is in the search path.

@@ -6,9 +6,8 @@
  * Without jemalloc (neither preloaded nor linked) "truth" has nothing to tell. Answers allocate nothing: streams have
  * static buffers. */
 #define _GNU_SOURCE
-#include <malloc.h>
+#include "blocks.h"
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -23,59 +22,7 @@ void *__libc_malloc(size_t size) __attribute__((weak));
 void __libc_free(void *block) __attribute__((weak));
 
 #define ALL 4096 /* MALLCTL_ARENAS_ALL */
-#define BLOCKS (1 << 20)
 #define THREADS 8
-
-struct block {
-    unsigned char *at;
-    size_t size;
-};
-static struct block blocks[BLOCKS];
-static atomic_size_t count;
-static atomic_ulong held;
-static _Thread_local uint64_t seed = 88172645463325252u;
-
-static uint64_t draw(uint64_t below)
-{
-    seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
-    return seed % below;
-}
-
-/* Its first and last bytes tell what the block is. */
-static unsigned char mark(struct block *block) { return (unsigned char)((block->size ^ (block->size >> 8)) | 1); }
-
-static size_t keep(void *at, size_t size)
-{
-    if (!at) abort();
-    size_t index = count++;
-    struct block *block = &blocks[index];
-    *block = (struct block){at, size};
-    memset(at, mark(block), size);
-    held += malloc_usable_size(at);
-    return index;
-}
-
-static size_t take(size_t size) { return keep(malloc(size), size); }
-
-static void drop(size_t index)
-{
-    struct block *block = &blocks[index];
-    if (!block->at) return;
-    held -= malloc_usable_size(block->at);
-    free(block->at), block->at = NULL;
-}
-
-static size_t wrong(void)
-{
-    size_t sum = 0;
-    for (size_t index = 0; index < count; index++) {
-        struct block *block = &blocks[index];
-        if (!block->at || !block->size) continue;
-        sum += block->at[0] != mark(block) || block->at[block->size / 2] != mark(block) ||
-               block->at[block->size - 1] != mark(block);
-    }
-    return sum;
-}
 
 static uint64_t value(const char *format, uint64_t first, uint64_t second)
 {
@@ -127,10 +74,7 @@ static void large(void)
     for (int i = 0; i < 500; i++) take((16 << 10) + draw(1 << 20));
     for (int i = 0; i < 500; i += 2) drop(i);
     size_t huge = (size_t)3 << 30;
-    void *block = malloc(huge);
-    if (!block) abort();
-    blocks[count++] = (struct block){block, 0};
-    held += malloc_usable_size(block);
+    keep_untouched(malloc(huge));
 }
 
 static void of_one_size(void)
@@ -188,9 +132,7 @@ static void muzzy(void)
 static void zeroes(void)
 {
     for (int i = 0; i < 100; i++) {
-        void *block = calloc(1, 1 << 20);
-        blocks[count++] = (struct block){block, 0};
-        held += malloc_usable_size(block);
+        keep_untouched(calloc(1, 1 << 20));
     }
 }
 
@@ -264,9 +206,7 @@ static void own_arenas(void)
             own[j] = keep(mallocx(size, uncached), size);
         }
         for (int j = 0; j < 2000; j += 2) {
-            struct block *block = &blocks[own[j]];
-            held -= malloc_usable_size(block->at);
-            dallocx(block->at, draw(2) ? uncached : cached), block->at = NULL;
+            dallocx(let_go(own[j]), draw(2) ? uncached : cached);
         }
     }
 }

@@ -3,7 +3,7 @@
  * more, "busy" has four threads take and free until the end. Every answer begins with "@ready"; answers allocate
  * nothing, and between them the process stands still. */
 #define _GNU_SOURCE
-#include <malloc.h>
+#include "blocks.h"
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -12,32 +12,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-
-#define BLOCKS (1 << 20)
-
-static struct { unsigned char *at; size_t size; } blocks[BLOCKS];
-static size_t count;
-static uint64_t seed = 88172645463325252u;
-
-static uint64_t draw(uint64_t below)
-{
-    seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
-    return seed % below;
-}
-
-static void take(size_t size)
-{
-    unsigned char *block = malloc(size);
-    if (!block || count == BLOCKS) abort();
-    memset(block, (int)(count & 0x7f) + 1, size);
-    blocks[count].at = block, blocks[count++].size = size;
-}
-
-static void drop(size_t index)
-{
-    free(blocks[index].at);
-    blocks[index].at = NULL;
-}
 
 static void survivors(void)
 {
@@ -80,7 +54,7 @@ static void aligned(void)
         void *block;
         size_t size = 24 * alignment % (1 << 20) + 5000;
         if (posix_memalign(&block, alignment, size)) abort();
-        blocks[count].at = memset(block, (int)(count & 0x7f) + 1, size), blocks[count++].size = size;
+        keep(block, size);
     }
     for (size_t i = 0; i < count; i += 3) drop(i);
 }
@@ -112,9 +86,7 @@ static const struct { const char *name; void (*make)(void); } shapes[] = {
 
 static bool check(void)
 {
-    for (size_t i = 0; i < count; i++)
-        for (size_t at = 0; blocks[i].at && at < blocks[i].size; at++)
-            if (blocks[i].at[at] != (i & 0x7f) + 1) return false;
+    if (wrong()) return false;
     for (int i = 0; i < 100000; i++) free(memset(malloc(1 + draw(3000)), 1, 1));
     return true;
 }
@@ -141,18 +113,13 @@ int main(void)
     char line[128];
     setvbuf(stdout, buffer, _IOFBF, sizeof buffer);
     printf("@ready\n"), fflush(stdout);
-    for (;;) {
-        size_t length = 0;
-        while (length < sizeof line - 1 && read(0, line + length, 1) == 1 && line[length] != '\n') length++;
-        if (length == 0) return 0;
-        line[length] = 0;
+    while (hear(line, sizeof line)) {
         if (!strncmp(line, "shape ", 6)) {
             for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
                 if (!strcmp(shapes[i].name, line + 6)) shapes[i].make();
-            size_t held = 0, bytes = 0;
-            for (size_t i = 0; i < count; i++)
-                if (blocks[i].at) held++, bytes += malloc_usable_size(blocks[i].at);
-            printf("@ready %zu %zu\n", held, bytes);
+            size_t live = 0;
+            for (size_t i = 0; i < count; i++) live += blocks[i].at != NULL;
+            printf("@ready %zu %zu\n", live, (size_t)held);
         } else if (!strncmp(line, "drop ", 5)) {
             char *rest;
             uintptr_t start = strtoul(line + 5, &rest, 16), end = strtoul(rest, NULL, 16);
@@ -166,4 +133,5 @@ int main(void)
         }
         fflush(stdout);
     }
+    return 0;
 }

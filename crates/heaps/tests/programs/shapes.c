@@ -17,19 +17,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define BLOCKS (1 << 20)
-#define THREADS 8
-
-static void *blocks[BLOCKS];
-static size_t count, held;
-static uint64_t seed = 88172645463325252u;
-
-static uint64_t draw(uint64_t below)
-{
-    seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
-    return seed % below;
-}
-
 /* The chunk of a block: usable size ends where the next chunk's own size begins. In a mapping of its own it ends
  * with the chunk; from 2.43 the chunk ends 16 bytes before the mapping does, and usable size as with others. */
 static size_t chunk(void *block)
@@ -37,23 +24,10 @@ static size_t chunk(void *block)
     size_t mapped = ((size_t *)block)[-1] & 2, old = strcmp(gnu_get_libc_version(), "2.43") < 0;
     return malloc_usable_size(block) + (mapped && old ? 16 : 8);
 }
+#define COUNTED chunk
+#include "blocks.h"
 
-static void *keep(void *block, size_t size)
-{
-    if (!block) abort();
-    memset(block, 0xa5, size);
-    blocks[count++] = block, held += chunk(block);
-    return block;
-}
-
-static void take(size_t size) { keep(malloc(size), size); }
-
-static void drop(size_t index)
-{
-    if (!blocks[index]) return;
-    held -= chunk(blocks[index]);
-    free(blocks[index]), blocks[index] = NULL;
-}
+#define THREADS 8
 
 static void fresh(void) {}
 
@@ -107,9 +81,7 @@ static void large_blocks(void)
     for (int i = 0; i < 24; i += 3) drop(i);
     for (int i = 1; i < 24; i += 6) {
         size_t size = (1 << 20) + draw(8 << 20);
-        held -= chunk(blocks[i]);
-        blocks[i] = realloc(blocks[i], size);
-        memset(blocks[i], 1, size), held += chunk(blocks[i]);
+        resize(i, size);
     }
 }
 
@@ -126,9 +98,7 @@ static void reallocated(void)
     for (int i = 0; i < 20000; i++) take(16 + draw(400));
     for (int i = 0; i < 60000; i++) {
         size_t index = draw(20000), size = 16 + draw(6000);
-        held -= chunk(blocks[index]);
-        blocks[index] = realloc(blocks[index], size);
-        memset(blocks[index], 2, size), held += chunk(blocks[index]);
+        resize(index, size);
     }
     for (int i = 0; i < 12000; i++) drop(draw(20000));
 }
@@ -176,13 +146,12 @@ static void *thread(void *arg)
     if (!burst.at_once) pthread_mutex_lock(&turn);
     for (int i = 0; i < burst.number; i++) {
         size_t size = burst.size / 2 + (i * 7919u) % burst.size;
-        blocks[first + i] = malloc(size);
-        memset(blocks[first + i], 3, size);
+        blocks[first + i] = (struct block){memset(malloc(size), 3, size), size};
     }
     if (burst.at_once) pthread_barrier_wait(&all);
     for (int i = 0; i < burst.number; i++)
-        if (burst.keep_every && i % burst.keep_every == 0) held_by[me] += chunk(blocks[first + i]);
-        else free(blocks[first + i]), blocks[first + i] = NULL;
+        if (burst.keep_every && i % burst.keep_every == 0) held_by[me] += chunk(blocks[first + i].at);
+        else free(blocks[first + i].at), blocks[first + i].at = NULL;
     if (!burst.at_once) pthread_mutex_unlock(&turn);
     pthread_barrier_wait(&all);
     while (burst.stay) pause();
@@ -235,8 +204,8 @@ static uint64_t sum(void)
 {
     uint64_t hash = 14695981039346656037u;
     for (size_t i = 0; i < BLOCKS; i++)
-        for (size_t at = 0; blocks[i] && at < malloc_usable_size(blocks[i]); at++)
-            hash = (hash ^ ((unsigned char *)blocks[i])[at]) * 1099511628211u;
+        for (size_t at = 0; blocks[i].at && at < malloc_usable_size(blocks[i].at); at++)
+            hash = (hash ^ blocks[i].at[at]) * 1099511628211u;
     return hash;
 }
 
@@ -244,11 +213,11 @@ static uint64_t sum(void)
 static void end(void)
 {
     for (size_t i = 0; i < BLOCKS; i++) {
-        if (!blocks[i]) continue;
+        if (!blocks[i].at) continue;
         void *other = calloc(1, 16 + draw(5000));
         for (size_t at = 0; at < 16; at++)
             if (((char *)other)[at]) abort();
-        free(blocks[i]), blocks[i] = NULL;
+        free(blocks[i].at), blocks[i].at = NULL;
         if (i % 3) free(other);
     }
 }
@@ -267,15 +236,10 @@ int main(int argc, char **argv)
     if (!info) return 2;
     setvbuf(info, info_buffer, _IOFBF, sizeof info_buffer);
     printf("@ready\n"), fflush(stdout);
-    for (;;) {
-        /* One byte at a time: a stream's buffer would be allocated. */
-        size_t length = 0;
-        while (length < sizeof line - 1 && read(0, line + length, 1) == 1 && line[length] != '\n') length++;
-        if (length == 0) return 0;
-        line[length] = 0;
+    while (hear(line, sizeof line)) {
         if (!strcmp(line, "shape")) {
             shapes[shape].make();
-            printf("@ready %zu\n", held);
+            printf("@ready %zu\n", (size_t)held);
         } else if (!strcmp(line, "truth")) {
             struct mallinfo now = mallinfo();
             rewind(info);
@@ -297,4 +261,5 @@ int main(int argc, char **argv)
         }
         fflush(stdout);
     }
+    return 0;
 }

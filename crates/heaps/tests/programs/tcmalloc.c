@@ -5,6 +5,7 @@
  * threads. Every answer is a line that starts with "@ready". Between answers the process stands still, and answers
  * allocate nothing. */
 #define _GNU_SOURCE
+#include "blocks.h"
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -13,34 +14,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define BLOCKS (1 << 20)
-
-static struct { unsigned char *at; size_t size; } blocks[BLOCKS];
-static size_t count;
-static uint64_t seed = 88172645463325252u;
 static int (*property)(const char *, size_t *);
 static void (*release)(void);
 static pthread_barrier_t barrier;
-
-static uint64_t draw(uint64_t below)
-{
-    seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
-    return seed % below;
-}
-
-static void take(size_t size)
-{
-    unsigned char *block = malloc(size);
-    if (!block || count == BLOCKS) abort();
-    memset(block, (int)(count & 0x7f) + 1, size);
-    blocks[count].at = block, blocks[count++].size = size;
-}
-
-static void drop(size_t index)
-{
-    free(blocks[index].at);
-    blocks[index].at = NULL;
-}
 
 static void fresh(void) {}
 
@@ -151,15 +127,12 @@ static void drop_pages(int lines)
 
 static void check(void)
 {
-    size_t wrong = 0;
-    for (size_t i = 0; i < count; i++)
-        for (size_t byte = 0; blocks[i].at && byte < blocks[i].size; byte++)
-            wrong += blocks[i].at[byte] != (i & 0x7f) + 1;
+    size_t damaged = wrong();
     for (size_t i = 0; i < count; i++)
         if (blocks[i].at) drop(i);
     count = 0;
     for (int i = 0; i < 100000; i++) take(1 + draw(5000));
-    printf("@ready %zu\n", wrong);
+    printf("@ready %zu\n", damaged);
 }
 
 int main(void)

@@ -33,8 +33,7 @@ pub(crate) fn build_as(name: &str, source: &str, options: &[&str]) -> PathBuf {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("reclaimed-{name}"));
-    let age = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
-    if age(&program) <= age(&source) {
+    if !ebbtide_testkit::child::is_built(&program, &source) {
         let mut gcc = Command::new("gcc");
         gcc.args(["-O1", "-Wno-deprecated-declarations", "-fno-builtin", "-pthread"]).args(options);
         assert!(gcc.arg("-o").arg(&program).arg(source).status().unwrap().success());
