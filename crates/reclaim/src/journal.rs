@@ -122,7 +122,7 @@ impl Entry {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Entry {
             id: format!("{}-{}", now.as_micros(), std::process::id()),
-            at: rfc3339(now),
+            at: humantime::format_rfc3339_seconds(UNIX_EPOCH + now).to_string(),
             by: By::read(),
             target,
             outcome: Outcome::Begun,
@@ -301,21 +301,6 @@ fn locked(dir: &Path) -> std::io::Result<File> {
             Err(error) => return Err(error),
         }
     }
-}
-
-/// A time since the epoch as 2026-11-21T11:40:07Z (days to dates: H. Hinnant, "chrono-compatible low-level date
-/// algorithms", civil_from_days).
-fn rfc3339(time: Duration) -> String {
-    let (days, second) = (time.as_secs() / 86_400, time.as_secs() % 86_400);
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
 }
 
 #[cfg(test)]
