@@ -4,7 +4,7 @@
 use crate::vm::{Apt, Release};
 
 /// Each with what it needs. Debian's are stripped programs that have CPython built in.
-const PYTHONS: [(Release, &[&str]); 2] = [
+const PYTHONS: [(Release, &[&str]); 3] = [
     (
         Release::Bullseye,
         &["python3.9-minimal", "libpython3.9-minimal", "libpython3.9-stdlib", "libc6", "libexpat1", "zlib1g"],
@@ -18,6 +18,18 @@ const PYTHONS: [(Release, &[&str]); 2] = [
             "libc6",
             "libexpat1",
             "zlib1g",
+        ],
+    ),
+    (
+        Release::Forky,
+        &[
+            "python3.14-minimal",
+            "libpython3.14-minimal",
+            "libpython3.14-stdlib",
+            "libc6",
+            "libexpat1",
+            "zlib1g",
+            "libssl3t64",
         ],
     ),
 ];

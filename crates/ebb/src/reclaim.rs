@@ -61,7 +61,7 @@ pub(crate) struct ReclaimArgs {
     /// How long to wait: for a process's threads to be at rest [default: 5s], for the kernel [default: 1m]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     patience: Option<Duration>,
-    /// Have a process's runtime collect garbage first: a JVM. The program stops for a full collection
+    /// Have a process's runtime collect garbage first: a JVM, CPython 3.14. The program stops for a full collection
     #[arg(long, conflicts_with_all = ["cgroup", "host", "history", "pageout"])]
     gc: bool,
     #[command(flatten)]

@@ -7,11 +7,10 @@
 use ebbtide_heaps::{Fault, Heap, Image, Kind, Live, MemorySource, cpython};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, Root};
-use ebbtide_testkit::Child;
+use ebbtide_testkit::{Child, Python};
 use proptest::prelude::*;
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// Makes the heap that its first argument names; then at each line on its input does the next thing.
@@ -41,69 +40,13 @@ kill(me, signal.SIGSTOP)
 
 const SHAPES: [&str; 5] = ["fresh", "alternate", "emptied", "sizes", "grown"];
 
-/// A Python, and how to start it.
-struct Python {
-    program: PathBuf,
-    /// Where it was unpacked, if it was not installed: it is started by its own release's loader.
-    tree: Option<PathBuf>,
-}
-
-impl Python {
-    fn command(&self) -> Command {
-        let Some(tree) = &self.tree else { return Command::new(&self.program) };
-        let dirs = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"].map(|dir| tree.join(dir));
-        let files = dirs.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
-        let is_loader = |entry: &std::fs::DirEntry| {
-            entry.file_type().unwrap().is_file() && entry.file_name().to_string_lossy().starts_with("ld-")
-        };
-        let loader = files.into_iter().find(is_loader).expect("a loader in the tree").path();
-        let mut command = Command::new(loader);
-        command.arg("--library-path").arg(std::env::join_paths(dirs).unwrap()).arg(&self.program);
-        command.env("PYTHONHOME", tree.join("usr"));
-        command
-    }
-
-    /// Its version as numbers, and as it says it.
-    fn version(&self) -> Option<((u32, u32), String)> {
-        let say = "import sys; print(*sys.version_info[:2], sys.version.split()[0])";
-        let output = self.command().args(["-c", say]).output().ok()?;
-        let said = String::from_utf8(output.stdout).ok()?;
-        let mut words = said.split_whitespace();
-        let number = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        Some((number, words.next()?.to_owned()))
-    }
-}
-
-/// The Pythons here: the system's, pyenv's, and those of other Debian releases where `cargo xtask test` has
-/// unpacked them under target/vm.
-fn pythons() -> Vec<Python> {
-    let mut programs: Vec<PathBuf> = ["/usr/bin/python3", "/usr/local/bin/python3"].map(PathBuf::from).into();
-    let home = std::env::var_os("HOME").unwrap_or_default();
-    let versions = std::fs::read_dir(PathBuf::from(home).join(".pyenv/versions"));
-    programs.extend(versions.into_iter().flatten().flatten().map(|entry| entry.path().join("bin/python3")));
-    let mut found: Vec<_> = programs.into_iter().map(|program| Python { program, tree: None }).collect();
-    // target/PROFILE/deps/THIS
-    let exe = std::env::current_exe().unwrap();
-    let unpacked = exe.ancestors().nth(3).unwrap().join("vm");
-    for (suite, name) in [("bullseye", "python3.9"), ("trixie", "python3.13")] {
-        let tree = unpacked.join(suite).join(format!("{name}-minimal"));
-        let program = tree.join("usr/bin").join(name);
-        if !program.exists() {
-            println!("skipped: {name} of {suite} is not unpacked, which cargo xtask test does");
-        }
-        found.push(Python { program, tree: Some(tree) });
-    }
-    found.retain(|python| python.program.exists());
-    found
-}
-
 /// Those that the walker is for; says aloud where there is none.
 fn targets() -> Vec<(Python, String)> {
     let mut targets = Vec::new();
-    for python in pythons() {
+    for python in Python::all() {
         match python.version() {
             Some((number, text)) if number >= (3, 8) => targets.push((python, text)),
-            other => println!("skipped: {} is {other:?}", python.program.display()),
+            other => println!("skipped: {} is {other:?}", python.program().display()),
         }
     }
     if targets.is_empty() {

@@ -60,21 +60,23 @@ pub(crate) fn write_apart(mut file: File, text: &str) -> io::Result<()> {
     }
 }
 
-/// Reads `figure` until it no longer falls: slabs, for one, go back after a grace period of RCU, so what a lever returned is not
-/// all there at once (measured on 6.18: 94 of 111 MB at once, the rest within a second).
-pub(crate) fn settled(mut figure: impl FnMut() -> Bytes) -> Bytes {
+/// For how long slabs may seem to be done while a grace period of RCU goes by (measured on 6.18: 94 of 111 MB at once, the
+/// rest within a second).
+pub(crate) const RCU: Duration = Duration::from_millis(300);
+
+/// Reads `figure` until it has not fallen for `still_for`, for seven times as long at most: what a lever returned is not all
+/// there at once.
+pub(crate) fn settled(still_for: Duration, mut figure: impl FnMut() -> Bytes) -> Bytes {
     const PAUSE: Duration = Duration::from_millis(50);
-    const PAUSES: u32 = 40;
-    const STILL: u32 = 6;
-    let (mut last, mut still) = (figure(), 0);
-    for _ in 0..PAUSES {
+    let began = Instant::now();
+    let (mut last, mut fell) = (figure(), began);
+    while fell.elapsed() < still_for && began.elapsed() < still_for * 7 {
         std::thread::sleep(PAUSE);
         let now = figure();
-        still = if now < last.scaled(0.995) { 0 } else { still + 1 };
-        last = last.min(now);
-        if still == STILL {
-            break;
+        if now < last.scaled(0.995) {
+            fell = Instant::now();
         }
+        last = last.min(now);
     }
     last
 }
@@ -107,6 +109,6 @@ mod tests {
     #[test]
     fn a_figure_settles() {
         let mut figures = [9, 5, 3, 3, 4, 3, 3, 3, 3, 3, 3].into_iter();
-        assert_eq!(settled(|| Bytes(figures.next().unwrap_or(2) << 20)), Bytes::from_mib(3));
+        assert_eq!(settled(RCU, || Bytes(figures.next().unwrap_or(2) << 20)), Bytes::from_mib(3));
     }
 }

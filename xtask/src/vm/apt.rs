@@ -17,10 +17,13 @@ pub(crate) enum Release {
     Bookworm,
     /// Debian 13: Linux 6.12
     Trixie,
+    /// Debian 14, which still changes: only libraries and programs are taken from it
+    #[value(skip)]
+    Forky,
 }
 
 impl Release {
-    /// Every release, oldest kernel first.
+    /// Every release of which a kernel is run, the oldest first.
     pub(crate) const ALL: [Release; 3] = [Release::Bullseye, Release::Bookworm, Release::Trixie];
 
     /// The suite's name in Debian's archive.
@@ -29,6 +32,7 @@ impl Release {
             Release::Bullseye => "bullseye",
             Release::Bookworm => "bookworm",
             Release::Trixie => "trixie",
+            Release::Forky => "forky",
         }
     }
 }

@@ -12,6 +12,7 @@ mod binary;
 mod books;
 mod interpreters;
 mod layout;
+mod requests;
 mod tree;
 mod walk;
 
@@ -21,6 +22,7 @@ use crate::source::{Fault, MemorySource};
 use binary::Binary;
 use books::{Books, Words};
 use layout::Geometry;
+pub use requests::{Deaf, Inbox, Requests};
 use walk::{Tally, Walk};
 
 /// How often array and tree are read when they do not agree in a running process, and everything when the array

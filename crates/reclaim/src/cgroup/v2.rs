@@ -7,7 +7,7 @@ use super::{Goal, Group};
 use crate::knob::Knob;
 use crate::refused::{LeverError, Refusal, Right};
 use crate::report::{Lever, Report};
-use crate::slow::{Terms, patiently, settled};
+use crate::slow::{RCU, Terms, patiently, settled};
 use crate::swap::Swap;
 use ebbtide_observe::cgroup::CgroupSample;
 use ebbtide_observe::host::{Pressure, Stall};
@@ -43,7 +43,7 @@ pub(super) fn reclaim(group: &Group, goal: Goal, terms: &mut Terms) -> Result<Re
         let mut live = Live::new(group, began, before, swap.total > Bytes::ZERO && !anon, terms)?;
         lever.short = steps::run(&mut live, plan.predicted, plan.floor, anon).err();
         // What is on its way to swap is charged until it is written.
-        lever.returned = Some(before - settled(|| group.current().unwrap_or(before)));
+        lever.returned = Some(before - settled(RCU, || group.current().unwrap_or(before)));
         if live.asked_too_much {
             notes.push(
                 "this kernel cannot be told to leave anonymous memory alone (about 6.9): some may be in swap now"

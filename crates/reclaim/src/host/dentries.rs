@@ -6,7 +6,7 @@
 use crate::knob::{Knob, Written};
 use crate::refused::{LeverError, Right};
 use crate::report::{Lever, Report};
-use crate::slow::{Terms, settled};
+use crate::slow::{RCU, Terms, settled};
 use ebbtide_observe::host::{DentryState, Meminfo, Slabs};
 use ebbtide_observe::{Bytes, ReadError, Root, page_size, scan};
 use rustix::io::Errno;
@@ -53,7 +53,7 @@ pub(super) fn reclaim(root: &Root, terms: &mut Terms) -> Result<Report, LeverErr
         } else {
             lever.short = shrink(root, &shrinkers, began, before, terms)?;
         }
-        let after = settled(|| reclaimable(root).unwrap_or(before));
+        let after = settled(RCU, || reclaimable(root).unwrap_or(before));
         lever.returned = Some(before - after);
     }
     Ok(Report::of(vec![lever], Vec::new(), began))

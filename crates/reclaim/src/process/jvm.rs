@@ -80,7 +80,7 @@ fn connect(pid: u32, status: &Status, patience: Duration) -> Result<UnixStream, 
 }
 
 /// /tmp as the process has it.
-fn tmp(pid: u32) -> Result<OwnedFd, Errno> {
+pub(super) fn tmp(pid: u32) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = open(format!("/proc/{pid}/root"), flags, Mode::empty())?;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;

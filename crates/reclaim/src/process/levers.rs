@@ -3,6 +3,7 @@
 //! Facts: what each function reaches was measured by this crate's tests (tests/levers.rs) on what Debian 12 ships.
 
 use crate::report::Lever;
+use ebbtide_heaps::cpython::Requests;
 use ebbtide_heaps::{Heap, Kind};
 use ebbtide_observe::Bytes;
 use ebbtide_observe::hsperf::Jvm;
@@ -28,7 +29,7 @@ impl Function {
 }
 
 /// How a lever is applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Way {
     /// A thread calls it.
     Call(&'static Function),
@@ -38,6 +39,8 @@ pub(super) enum Way {
     Trees,
     /// The JVM does it itself.
     Jvm(&'static str),
+    /// A thread of the Python does it, by itself.
+    Python(Requests),
 }
 
 /// `malloc_trim(0)`.

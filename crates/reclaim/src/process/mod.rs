@@ -1,9 +1,10 @@
 //! What a process's allocators keep: given back from outside, without its help.
 //!
-//! Two ways, and for a JVM a third, [`jvm`]: it is asked. [`call`]: one thread that waits in a system call is borrowed and calls the allocator's own function;
+//! Two ways. [`call`]: one thread that waits in a system call is borrowed and calls the allocator's own function;
 //! everybody else runs on, and waits for a lock at most. [`pages`]: for what no function gives back, all threads are
 //! stopped for a moment, and a thread at rest makes the system call that drops exactly the pages that the allocator's
-//! books, read in that same moment, call free; each stop is short, and there are as many as it takes.
+//! books, read in that same moment, call free; each stop is short, and there are as many as it takes. Runtimes that can
+//! be asked to collect are asked first, where that is wanted: [`jvm`], [`python`].
 //!
 //! Invariants: [`rest`] decides which thread may be borrowed and whether a process is at rest; under a seccomp filter no
 //! function is called, and a system call only with the filter suspended; nothing is done to a heap that looks damaged.
@@ -13,11 +14,13 @@ mod code;
 mod jvm;
 mod levers;
 mod pages;
+mod python;
 mod rest;
 
 use crate::report::{Lever, Report};
 use crate::slow::settled;
 use code::Code;
+use ebbtide_heaps::cpython::Requests;
 use ebbtide_heaps::{Look, LookError, luajit};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, ReadError};
@@ -62,48 +65,64 @@ pub enum ReclaimError {
 /// Gives back what the allocators of `process` keep, or says what would be.
 pub fn reclaim(process: &Process, options: &Options) -> Result<Report, ReclaimError> {
     let began = Instant::now();
-    let mut report = Report {
-        predicted: Bytes::ZERO,
-        returned: None,
-        longest_stop: Duration::ZERO,
-        elapsed: Duration::ZERO,
-        levers: Vec::new(),
-        notes: Vec::new(),
-    };
-    let look = Look::into(process, false)?;
+    let mut look = Look::into(process, false)?;
     if look.heaps.iter().any(|heap| heap.name.as_deref().is_some_and(|name| name.starts_with("Go"))) {
         let why = "it is a Go program: goroutines run on small pieces of its heap, where no call can be made";
         return Err(ReclaimError::Forbidden(why.to_owned()));
     }
     let (max_stop, is_filtered) = (options.max_stop, code::is_filtered(process)?);
     let planner = Planner { max_stop, is_filtered, jvm: process.jvm().ok().flatten() };
-    let mut plan: Vec<(Lever, Way)> = Vec::new();
-    match planner.collection(jvm_heap(&look)) {
-        Some(collection) if options.collect => plan.push(collection),
-        Some((lever, _)) if lever.predicted > Bytes::ZERO => {
-            report.notes.push(format!("a collection would give back about {} (--gc)", lever.predicted));
-        }
-        None if options.collect => {
-            report.notes.push("it runs no JVM that could be told to collect".to_owned())
-        }
-        _ => {}
+    let mut notes = Vec::new();
+    let mut hand = if options.dry_run { None } else { Some(Hand::new(process, options)?) };
+    let mut plan: Vec<Step> =
+        collection(process, options, &planner, &look, &mut notes)?.into_iter().collect();
+    if let Some(hand) = hand.as_mut().filter(|_| !plan.is_empty()) {
+        hand.apply(&mut plan)?;
+        // What was garbage then is its allocators' now.
+        look = Look::into(process, false)?;
     }
     let heaps = look.known().filter(|heap| heap.figures.returnable > Bytes::ZERO);
-    plan.extend(heaps.flat_map(|heap| planner.levers(heap, &mut report.notes)));
-    let allowed = plan.iter().filter(|(lever, _)| lever.short.is_none());
-    report.predicted = allowed.map(|(lever, _)| lever.predicted).sum();
-    if !options.dry_run && !plan.is_empty() {
-        let before = anonymous(process)?;
-        let mut hand = Hand { process, options, code: OnceCell::new(), resident: before };
-        for step in plan.iter_mut().filter(|(lever, _)| lever.short.is_none()) {
-            hand.apply(step)?;
-            report.longest_stop = report.longest_stop.max(step.0.longest_stop);
-        }
-        report.returned = Some(before - hand.resident);
+    let mut rest: Vec<Step> = heaps.flat_map(|heap| planner.levers(heap, &mut notes)).collect();
+    if let Some(hand) = &mut hand {
+        hand.apply(&mut rest)?;
     }
-    report.levers = plan.into_iter().map(|(lever, _)| lever).collect();
-    report.elapsed = began.elapsed();
-    Ok(report)
+    plan.append(&mut rest);
+    let levers: Vec<Lever> = plan.into_iter().map(|(lever, _)| lever).collect();
+    let allowed = levers.iter().filter(|lever| lever.returned.is_some() || lever.short.is_none());
+    Ok(Report {
+        predicted: allowed.map(|lever| lever.predicted).sum(),
+        returned: hand.filter(|_| !levers.is_empty()).map(|hand| hand.before - hand.resident),
+        longest_stop: levers.iter().map(|lever| lever.longest_stop).max().unwrap_or_default(),
+        elapsed: began.elapsed(),
+        levers,
+        notes,
+    })
+}
+
+/// A lever, and how it is applied.
+type Step = (Lever, Way);
+
+/// The collection that is asked for. Why there is none, and what one would give back, goes into `notes`.
+fn collection(
+    process: &Process,
+    options: &Options,
+    planner: &Planner,
+    look: &Look,
+    notes: &mut Vec<String>,
+) -> Result<Option<Step>, ReclaimError> {
+    match planner.collection(jvm_heap(look)) {
+        Some(collection) if options.collect => return Ok(Some(collection)),
+        Some((lever, _)) if lever.predicted > Bytes::ZERO => {
+            notes.push(format!("a collection would give back about {} (--gc)", lever.predicted));
+        }
+        None if options.collect => match Requests::find(&live(process)?).map_err(LookError::from)? {
+            Some(Ok(requests)) => return Ok(Some(python::collection(requests))),
+            Some(Err(deaf)) => notes.push(deaf.to_string()),
+            None => notes.push("it runs no JVM and no CPython that could be told to collect".to_owned()),
+        },
+        _ => {}
+    }
+    Ok(None)
 }
 
 /// What applies levers.
@@ -112,15 +131,28 @@ struct Hand<'p> {
     options: &'p Options,
     /// Searched for when the first lever needs it: a JVM is only asked.
     code: OnceCell<Code>,
-    /// What the process has now.
+    /// What the process had at first.
+    before: Bytes,
+    /// What it has now.
     resident: Bytes,
 }
 
-impl Hand<'_> {
-    fn apply(&mut self, (lever, way): &mut (Lever, Way)) -> Result<(), ReclaimError> {
+impl<'p> Hand<'p> {
+    fn new(process: &'p Process, options: &'p Options) -> Result<Hand<'p>, ReadError> {
+        let before = anonymous(process)?;
+        Ok(Hand { process, options, code: OnceCell::new(), before, resident: before })
+    }
+
+    /// Applies what of `plan` may be.
+    fn apply(&mut self, plan: &mut [Step]) -> Result<(), ReclaimError> {
+        plan.iter_mut().filter(|(lever, _)| lever.short.is_none()).try_for_each(|step| self.pull(step))
+    }
+
+    fn pull(&mut self, (lever, way): &mut Step) -> Result<(), ReclaimError> {
         let &mut Hand { process, options, .. } = self;
         let done = match way {
             Way::Jvm(command) => jvm::ask(process, command, options.patience),
+            Way::Python(requests) => python::collect(process, options, requests),
             Way::Call(function) => call::call(process, self.code()?, options, function),
             Way::Arenas { all } => {
                 let arenas = pages::Arenas::find(&live(process)?, *all).map_err(LookError::from)?;
@@ -133,8 +165,8 @@ impl Hand<'_> {
         };
         (lever.longest_stop, lever.stops, lever.short) = (done.longest_stop, done.stops, done.short);
         let after = match way {
-            // G1 gives back from a thread of its own, within a second (JDK 16 and later).
-            Way::Jvm(_) => settled(|| anonymous(process).unwrap_or(self.resident)),
+            // G1 gives back from a thread of its own (JDK 16 and later), which on a busy machine begins late.
+            Way::Jvm(_) => settled(Duration::from_secs(1), || anonymous(process).unwrap_or(self.resident)),
             _ => anonymous(process)?,
         };
         lever.returned = Some(self.resident - after);
@@ -165,6 +197,10 @@ fn jvm_heap(look: &Look) -> Bytes {
 /// What giving back makes less of: anonymous memory that is resident.
 fn anonymous(process: &Process) -> Result<Bytes, ReadError> {
     Ok(process.rollup()?.anonymous)
+}
+
+fn said(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }
 
 /// How far a lever came.

@@ -9,7 +9,7 @@
 
 use super::code::Code;
 use super::rest::{Resting, Scene};
-use super::{Done, Options};
+use super::{Done, Options, said};
 use ebbtide_heaps::{Fault, Free, Live, MemorySource, PageState, Residency, glibc, luajit};
 use ebbtide_observe::process::Process;
 use ebbtide_sys::borrow::{BorrowError, Borrowed};
@@ -320,10 +320,6 @@ fn batches(runs: &[Range<u64>]) -> impl Iterator<Item = &[Range<u64>]> {
         rest = after;
         Some(batch)
     })
-}
-
-fn said(error: impl std::fmt::Display) -> String {
-    error.to_string()
 }
 
 /// What of `pages` is in memory, in pieces that one system call may drop.
