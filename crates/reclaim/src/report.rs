@@ -14,6 +14,9 @@ pub struct Lever {
     /// What it would return.
     #[serde(rename = "predicted_bytes")]
     pub predicted: Bytes,
+    /// Nobody knows what it would return: garbage, for one, only a collection finds. Nothing is predicted then.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unforeseen: bool,
     /// What it returned; `None` where it was not applied.
     #[serde(rename = "returned_bytes")]
     pub returned: Option<Bytes>,
@@ -53,6 +56,7 @@ impl Lever {
             id,
             on,
             predicted,
+            unforeseen: false,
             returned: None,
             cost: cost.to_owned(),
             longest_stop: Duration::ZERO,
@@ -61,6 +65,11 @@ impl Lever {
             blocks: None,
             undo: None,
         }
+    }
+
+    /// One of which nobody knows what it would return.
+    pub fn unforeseen(id: &'static str, on: String, cost: &str) -> Lever {
+        Lever { unforeseen: true, ..Lever::planned(id, on, Bytes::ZERO, cost) }
     }
 
     /// Whether it returned less than half of what was predicted, which is worth being told.

@@ -54,7 +54,14 @@ fn summary(report: &Report) -> String {
                 true => String::new(),
                 false => format!("; no thread was held up longer than {}", time(*longest_stop)),
             };
-            format!("{returned} of {predicted} came back in {}{stops}.", time(*elapsed))
+            let came = format!("came back in {}{stops}", time(*elapsed));
+            match levers.iter().any(|lever| lever.unforeseen) {
+                true => format!("{returned} {came}; {predicted} could be foreseen."),
+                false => format!("{returned} of {predicted} {came}."),
+            }
+        }
+        (None, None) if levers.iter().any(|lever| lever.unforeseen) => {
+            format!("{predicted} would come back, and more that cannot be foreseen.")
         }
         (None, None) if *predicted == Bytes::ZERO => "nothing to give back.".to_owned(),
         (None, None) => format!("{predicted} would come back."),
@@ -62,11 +69,14 @@ fn summary(report: &Report) -> String {
 }
 
 fn said(lever: &Lever, process: bool) -> String {
-    let Lever { id, on, predicted, returned, cost, longest_stop, stops, short, blocks, .. } = lever;
+    let Lever { id, on, predicted, unforeseen, returned, cost, longest_stop, stops, short, blocks, .. } =
+        lever;
     let mut text = match (returned, blocks) {
+        (None, None) if *unforeseen => format!("{id}: {on}; {cost}"),
         (None, None) => format!("{id}: {predicted} of {on}; {cost}"),
         (None, Some(_)) => format!("{id}: {on}; {cost}"),
         (Some(_), Some(_)) => format!("{id}: {on}"),
+        (Some(returned), None) if *unforeseen => format!("{id}: {returned} of {on}"),
         (Some(returned), None) => format!("{id}: {returned} of {predicted} of {on}"),
     };
     if returned.is_some() && *stops > 0 {
@@ -129,6 +139,21 @@ mod tests {
         let said = text(PAGE, &host("dentries"), &report(lever));
         assert!(said.starts_with("dentries: 50.0 MiB of 113 MiB came back in 270 ms.\n"), "{said}");
         assert!(said.contains("than half of what was predicted"), "{said}");
+    }
+
+    #[test]
+    fn what_nobody_can_foresee() {
+        let mut lever = Lever::unforeseen("python-gc", "garbage".to_owned(), "it waits");
+        let target = Target { kind: "process".to_owned(), ..Target::default() };
+        assert_eq!(
+            text(PAGE, &target, &report(lever.clone())),
+            ": 0 B would come back, and more that cannot be foreseen.\n  python-gc: garbage; it waits\n  one note\n"
+        );
+        lever.returned = Some(Bytes::from_mib(50));
+        assert_eq!(
+            text(PAGE, &target, &report(lever)),
+            ": 50.0 MiB came back in 270 ms; 0 B could be foreseen.\n  python-gc: 50.0 MiB of garbage\n  one note\n"
+        );
     }
 
     #[test]

@@ -97,7 +97,8 @@ impl Planner {
         let predicted = heap.committed.min(resident) - heap.used.scaled(1.0 / (1.0 - FREE_MOST));
         let on = "the room in the JVM's heap, and what turns out to be garbage".to_owned();
         let cost = "the program stops for a full collection";
-        Some((Lever::planned("jvm-gc", on, predicted, cost), Way::Jvm("GC.run")))
+        let lever = Lever::planned("jvm-gc", on, predicted, cost);
+        Some((Lever { unforeseen: predicted == Bytes::ZERO, ..lever }, Way::Jvm("GC.run")))
     }
 
     /// The levers for one heap; what else is worth knowing goes into `notes`.
@@ -153,17 +154,15 @@ impl Planner {
                      of threads that ended; how much that is cannot be foreseen"
                 ));
                 let cost = "the thread that calls goes through its own heap";
-                vec![(
-                    lever("mi-collect", "what mi_collect(true) reaches", Bytes::ZERO, cost),
-                    Way::Call(&MIMALLOC),
-                )]
+                let on = "what mi_collect(true) reaches".to_owned();
+                vec![(Lever::unforeseen("mi-collect", on, cost), Way::Call(&MIMALLOC))]
             }
             kind => {
                 notes.push(format!("{kind}: {returnable} could be given back; no lever for it"));
                 Vec::new()
             }
         };
-        levers.retain(|(lever, way)| lever.predicted > Bytes::ZERO || *way == Way::Call(&MIMALLOC));
+        levers.retain(|(lever, _)| lever.predicted > Bytes::ZERO || lever.unforeseen);
         if self.is_filtered && levers.iter().any(|(_, way)| matches!(way, Way::Call(_))) {
             notes.push(format!(
                 "{}: it runs under a seccomp filter, so that nothing is called in it",

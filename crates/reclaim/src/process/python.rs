@@ -16,7 +16,6 @@ use super::{Done, Options, Step, said};
 use crate::report::Lever;
 use ebbtide_heaps::Live;
 use ebbtide_heaps::cpython::{Inbox, Requests};
-use ebbtide_observe::Bytes;
 use ebbtide_observe::process::{Process, Status};
 use ebbtide_sys::freeze::{self, Stopped};
 use ebbtide_sys::remote;
@@ -43,7 +42,7 @@ const COST: &str =
 /// A collection by `requests`. What is garbage nobody knows before.
 pub(super) fn collection(requests: Requests) -> Step {
     let on = "what Python's collector finds to be garbage".to_owned();
-    (Lever::planned("python-gc", on, Bytes::ZERO, COST), Way::Python(requests))
+    (Lever::unforeseen("python-gc", on, COST), Way::Python(requests))
 }
 
 /// Has the Python in `process` collect, and waits for the end of that no longer than the patience.
