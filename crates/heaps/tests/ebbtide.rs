@@ -17,7 +17,8 @@ use std::process::{Command, Stdio};
 #[global_allocator]
 static HEAP: ebbtide_malloc::Ebbtide = ebbtide_malloc::Ebbtide;
 
-const SHAPES: [&str; 8] = ["little", "small", "survivors", "holes", "runs", "large", "all-freed", "threads"];
+const SHAPES: [&str; 9] =
+    ["little", "small", "survivors", "holes", "runs", "large", "cut", "all-freed", "threads"];
 
 /// The preload library as it is released, built once.
 fn library() -> PathBuf {

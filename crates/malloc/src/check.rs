@@ -13,8 +13,9 @@
 use crate::bins;
 use crate::bits::CHUNK_PAGES;
 use crate::class::{CLASSES, Class};
-use crate::map::{Chunk, Page, TAIL};
-use crate::pages::PAGED;
+use crate::kept::{self, Extent};
+use crate::map::{Chunk, KEPT, Page, TAIL};
+use crate::pages::{PAGED, TAKEN};
 use crate::{pages, purge, sys};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -74,6 +75,7 @@ pub(crate) fn walk() {
     for class in 1..CLASSES as u8 {
         bins::bin(class).each_span(|span, bucket, c| check_span(span, bucket, class, c));
     }
+    kept::each(check_extent);
     let _pages = pages::pages();
     let mut at = 0;
     while let Some(n) = PAGED.next(at) {
@@ -96,6 +98,23 @@ fn check_span(span: Page, bucket: u32, class: u8, c: &Class) {
         let back = Page::at(next as usize - 1).record().prev.load(Relaxed);
         demand(back as usize == span.index() + 1, "lists are linked both ways", span);
     }
+}
+
+fn check_extent(extent: Extent) {
+    let page = extent.page;
+    demand(page.class().load(Relaxed) == KEPT, "what is kept is marked", page);
+    demand(
+        page.record().bits.load(Relaxed) == extent.len as u64,
+        "what is kept has its length beside it",
+        page,
+    );
+    let _pages = pages::pages();
+    let end = extent.own_chunks().end;
+    // The first of these is the block's before it, if it begins inside one.
+    let mut chunks = page.index() / CHUNK_PAGES..end;
+    let alone = |n| TAKEN.next(n) == Some(n) && PAGED.next(n) != Some(n);
+    demand(chunks.all(alone), "chunks of what is kept are taken, and not cut into pages", page);
+    demand(extent.end() <= end * CHUNK_PAGES, "what is kept lies in its chunks", page);
 }
 
 fn check_chunk(n: usize) {

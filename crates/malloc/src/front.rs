@@ -202,7 +202,7 @@ pub unsafe fn usable_size(at: *const u8) -> usize {
     };
     match page.class().load(Relaxed) {
         RUN => page.record().bits.load(Relaxed) as usize * PAGE,
-        LARGE => large::usable(page),
+        LARGE => large::bytes(page),
         0 | KEPT => check::die("asked for its size, but no block begins there", Some(addr)),
         class => Class::of(class).size as usize,
     }

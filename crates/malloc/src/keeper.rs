@@ -12,7 +12,7 @@ use crate::heap::Heap;
 use crate::pace::{self, Pace, Plan, Seen};
 use crate::pressure::Pressure;
 use crate::stats::COUNT;
-use crate::{check, large, purge, spawn, sync, sys, tls};
+use crate::{check, kept, purge, spawn, sync, sys, tls};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 /// Free resident pages at which the thread starts: 256 KiB.
@@ -182,7 +182,7 @@ impl Keeper {
             pressure: self.pressure.look(now_ms),
         });
         COUNT.delay_ms.set(self.pace.delay());
-        large::turn();
+        kept::turn();
         self.filled = purge::drain(plan == Plan::Everything, mine);
         let all = matches!(plan, Plan::All | Plan::Everything);
         let mut given = 0;

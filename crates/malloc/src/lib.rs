@@ -15,6 +15,7 @@ mod front;
 mod heap;
 mod host;
 mod keeper;
+mod kept;
 mod large;
 mod lock;
 mod map;

@@ -37,7 +37,7 @@ pub(crate) const CHUNK_AT: usize = WIDE_AT + PAGES * size_of::<Wide>();
 /// Tables grow by what this many chunks need.
 const STEP: usize = 32;
 
-/// A class byte that says: the first page of a large block that was freed and waits to be unmapped.
+/// A class byte that says: the first page of what was freed of large blocks and waits to be unmapped.
 pub(crate) const KEPT: u8 = 0xfd;
 /// A class byte that says: the first page of a run of pages.
 pub(crate) const RUN: u8 = 0xfe;

@@ -12,7 +12,7 @@ use crate::lock::Mutex;
 use crate::map::{self, Page};
 use crate::pages::{PAGED, pages};
 use crate::stats::COUNT;
-use crate::{large, sync, sys, tls};
+use crate::{kept, sync, sys, tls};
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Whoever purges holds this.
@@ -143,7 +143,7 @@ pub(crate) fn everything() -> bool {
 /// As [`everything`], but for the magazines of `mine`, the caller's heap.
 pub(crate) fn everything_but(mine: Option<&Heap>) -> bool {
     drain(true, mine);
-    let mut any = large::give_back(0);
+    let mut any = kept::give_back(0);
     any |= purge_holes(true) > 0;
     any |= purge_pages(true, 0) > 0;
     let mut end = usize::MAX;

@@ -96,7 +96,9 @@ pub struct Shape {
 ///
 /// Any other chunk may be the first of a large block: its first page's class is [`Tables::large_class`], or
 /// [`Tables::kept_class`] once it is freed and not unmapped yet; bytes in its record's first word. They are mapped
-/// from the chunk's beginning.
+/// from the chunk's beginning. Where a large block ends inside a chunk and the page behind it has
+/// [`Tables::kept_class`], more memory that was freed and not unmapped yet begins there, with its bytes in that page's
+/// record.
 ///
 /// A span's free slots have their bits set: the first 64 in the first word of its first page's record, the further
 /// ones in that page's entry of the wide table. A slot whose bit is not set is in the program's hands, unless a
@@ -191,7 +193,7 @@ pub struct Block {
     pub run_pages: Counter,
     /// Bytes of large blocks handed to the program.
     pub large: Counter,
-    /// Bytes of freed large blocks that wait to be unmapped.
+    /// Bytes of large blocks, or of parts of them, that were freed and wait to be unmapped.
     pub cached: Counter,
     /// Pages inside partly used spans that were given back.
     pub holes: Counter,

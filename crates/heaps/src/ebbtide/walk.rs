@@ -225,23 +225,41 @@ impl Walk<'_, '_> {
         self.magazines.get(self.met) == Some(&slot)
     }
 
-    /// A chunk that is not cut into pages: perhaps the first of a large block.
+    /// A chunk that is not cut into pages: perhaps the first of a large block. Behind one that ends inside a chunk may
+    /// be what was freed of it.
     fn large(&mut self, source: &dyn MemorySource, chunk: u64, start: u64) -> Result<(), Fault> {
         let page = chunk * self.block.chunk_pages;
+        let (large, kept) = (self.block.large_class, self.block.kept_class);
+        let bytes = self.large_at(source, page, start, &[large, kept])?;
+        let pages = bytes / self.block.page;
+        if !pages.is_multiple_of(self.block.chunk_pages) {
+            self.large_at(source, page + pages, start + bytes, &[kept])?;
+        }
+        Ok(())
+    }
+
+    /// What begins at a page, if it is of one of these classes: its bytes, 0 if there is nothing to count.
+    fn large_at(
+        &mut self,
+        source: &dyn MemorySource,
+        page: u64,
+        start: u64,
+        wanted: &[u32],
+    ) -> Result<u64, Fault> {
         let [class_at, record_at, ..] = self.block.tables().map(|table| table.start);
         let [classes, records, ..] = &mut self.readers;
         let class = classes.array::<1>(class_at + page);
         let class = match class {
             Ok([class]) => u32::from(class),
-            Err(Fault::Swapped(_) | Fault::Unmapped(_)) => return Ok(()),
+            Err(Fault::Swapped(_) | Fault::Unmapped(_)) => return Ok(0),
             Err(fault) => return Err(fault),
         };
-        if class != self.block.large_class && class != self.block.kept_class {
-            return Ok(());
+        if !wanted.contains(&class) {
+            return Ok(0);
         }
         let bytes = match records.u64(record_at + page * self.block.record_bytes) {
             Ok(bytes) => bytes,
-            Err(Fault::Swapped(_) | Fault::Unmapped(_)) => return Ok(()),
+            Err(Fault::Swapped(_) | Fault::Unmapped(_)) => return Ok(0),
             Err(fault) => return Err(fault),
         };
         let end = start.checked_add(bytes).filter(|_| bytes > 0 && bytes.is_multiple_of(self.block.page));
@@ -249,7 +267,7 @@ impl Walk<'_, '_> {
             if self.certainty.still {
                 self.damaged(start, "a large block that is not mapped");
             }
-            return Ok(());
+            return Ok(0);
         };
         self.take(range.clone())?;
         if class == self.block.large_class {
@@ -260,7 +278,7 @@ impl Walk<'_, '_> {
             self.account.trimmable(range)?;
             self.tally.kept += bytes;
         }
-        Ok(())
+        Ok(bytes)
     }
 
     fn damaged(&mut self, address: u64, what: &str) {

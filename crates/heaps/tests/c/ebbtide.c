@@ -51,6 +51,8 @@ static void shape(const char *name) {
     if (!strcmp(name, "holes")) { fill(4000, 2100, 60000); drop(0, 3); drop(1, 3); }
     if (!strcmp(name, "runs")) { fill(500, 70000, 900000); drop(0, 2); }
     if (!strcmp(name, "large")) { fill(40, 1100000, 5000000); drop(0, 2); }
+    // Blocks that are the front of longer ones, of which the rest waits behind them.
+    if (!strcmp(name, "cut")) { fill(4, 6000000, 2000000); drop(0, 2); kept[4] = take(1200000); kept[5] = take(3300000); }
     if (!strcmp(name, "all-freed")) { fill(MANY, 1, 2000); drop(0, 1); }
     if (!strcmp(name, "threads")) {
         pthread_barrier_init(&filled, 0, 9);
