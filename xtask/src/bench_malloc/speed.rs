@@ -88,7 +88,8 @@ const PROGRAMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("gcc", &["-O2", "-c", "-o", "/dev/null", "large.c"]),
-    ("rustc", &["-O", "--crate-type=lib", "--emit=obj", "-o", "/dev/null", "large.rs"]),
+    // Not rustc: its binary defines malloc itself (jemalloc), so it runs on that whatever is preloaded.
+    ("rustfmt", &["--emit", "stdout", "large.rs"]),
     ("redis", &[]),
 ];
 
@@ -99,7 +100,7 @@ pub(crate) fn programs(allocators: &[Allocator], args: &Args) -> Result<()> {
         .map(|i| format!("int f{i}(int *p, int n) {{ int s = {i}; while (n--) s += p[n] * s; return s; }}\n"))
         .collect();
     std::fs::write(dir.join("large.c"), c)?;
-    let rust: String = (0..300)
+    let rust: String = (0..4000)
         .map(|i| {
             format!(
                 "pub fn f{i}(v: &[u32]) -> String {{ v.iter().map(|n| format!(\"{{n}}{i}\")).collect() }}\n"
