@@ -20,7 +20,7 @@ mod elsewhere;
 #[cfg(target_arch = "x86_64")]
 mod frame;
 #[cfg(target_arch = "x86_64")]
-mod requests;
+pub(crate) mod requests;
 #[cfg(target_arch = "x86_64")]
 mod thread;
 

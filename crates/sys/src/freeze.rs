@@ -9,6 +9,9 @@
 //! receiving with a timeout end with EINTR, as they do after SIGSTOP and SIGCONT (signal(7)).
 
 use crate::call::last_error;
+#[cfg(target_arch = "x86_64")]
+mod onward;
+
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -148,6 +151,24 @@ pub fn one_stopped<R: Send>(
     traced(pid, stop, job)
 }
 
+/// As [`one_stopped`], but the thread is let run on to the end of its next system call that is one of `meant`, by number:
+/// there it stands still, with the call's result, while `job` is done. Where it comes to none within `limit` it runs on, and
+/// nothing is done: [`FreezeError::Stuck`]; so on another processor than x86_64.
+pub fn one_after_call<R: Send>(
+    pid: u32,
+    tid: u32,
+    limit: Duration,
+    meant: &[u32],
+    job: impl FnOnce(&Stopped) -> R + Send,
+) -> Result<(R, Duration), FreezeError> {
+    let body = |stopped: &Stopped<'_>| {
+        stopped.run_to_call(tid, limit, meant)?;
+        let since = Instant::now();
+        Ok((job(stopped), since.elapsed()))
+    };
+    one_stopped(pid, tid, body)?.0
+}
+
 fn traced<R: Send>(
     pid: u32,
     stop: impl FnOnce(&mut Threads) -> Result<(), FreezeError> + Send,
@@ -203,6 +224,17 @@ impl Stopped<'_> {
     /// The threads that stand still.
     pub fn ids(&self) -> impl Iterator<Item = u32> + '_ {
         self.0.stopped.iter().copied()
+    }
+
+    /// Lets thread `tid`, one of them, run on to the end of its next system call that is one of `meant`, by number, while
+    /// the others stand still. Where it comes to none within `limit`, and on another processor than x86_64, it runs on:
+    /// [`FreezeError::Stuck`].
+    pub fn run_to_call(&self, tid: u32, limit: Duration, meant: &[u32]) -> Result<(), FreezeError> {
+        #[cfg(target_arch = "x86_64")]
+        let came = onward::run_to_call(tid, limit, meant);
+        #[cfg(not(target_arch = "x86_64"))]
+        let came = Err(FreezeError::Stuck(tid));
+        came
     }
 
     /// For how long the first of them has stood still, at most.
@@ -359,8 +391,8 @@ fn number(status: &str, key: &str) -> Option<u32> {
 /// `ptrace(request, tid, 0, data)` for requests whose data is a number.
 fn ptrace(request: libc::c_uint, tid: u32, data: libc::c_int) -> Result<(), Errno> {
     let data = data as usize as *mut libc::c_void;
-    // SAFETY: SEIZE, INTERRUPT, CONT and DETACH take the address for nothing and the data for a number (options,
-    // nothing, a signal): the kernel reads and writes no memory of this process for them.
+    // SAFETY: SEIZE, INTERRUPT, SETOPTIONS, CONT, SYSCALL and DETACH take the address for nothing and the data for a
+    // number (options, nothing, a signal): the kernel reads and writes no memory of this process for them.
     #[allow(unsafe_code)]
     let result =
         unsafe { libc::ptrace(request, tid as libc::pid_t, std::ptr::null_mut::<libc::c_void>(), data) };

@@ -76,21 +76,41 @@ impl Place {
         };
         freeze::one_stopped(self.pid, self.pid, body).map(|(result, _)| result)
     }
+
+    /// The same at the end of an epoll_wait, of a process that never waits.
+    fn after_wait<R: Send>(
+        &self,
+        job: impl FnOnce(&mut Borrowed<'_>) -> Result<R, BorrowError> + Send,
+    ) -> Result<R, BorrowError> {
+        let wait = libc::SYS_epoll_wait as u32;
+        let body = |stopped: &Stopped<'_>| {
+            let call = std::fs::read_to_string(format!("/proc/{0}/task/{0}/syscall", self.pid)).unwrap();
+            assert!(call.starts_with(&format!("{wait} ")), "{call}");
+            let mut thread = Borrowed::borrow(stopped, self.pid, self.restorer, self.stack.clone(), false)?;
+            job(&mut thread)
+        };
+        freeze::one_after_call(self.pid, self.pid, PATIENCE, &[wait], body).unwrap().0
+    }
 }
 
-/// Borrows the process that its arguments name, again and again, until it is killed.
+/// Borrows the process that its arguments name, again and again, until it is killed; at the end of an epoll_wait if the
+/// last of them says so.
 fn borrower(parent: &mut Parent) {
     let place = Place::of(u32::try_from(parent.number(0)).unwrap());
     let work = parent.number(1);
+    let is_busy = parent.number(2) == 1;
     let mut said = false;
     loop {
-        let called = place.with(|thread| {
+        let job = |thread: &mut Borrowed<'_>| {
             if !std::mem::replace(&mut said, true) {
                 parent.ready("");
             }
             (0..20u64).try_for_each(|n| thread.call(work, [n, 0, 0, 0, 0, 0], PATIENCE))
-        });
-        called.unwrap().unwrap();
+        };
+        match is_busy {
+            true => place.after_wait(job).unwrap(),
+            false => place.with(job).unwrap().unwrap(),
+        }
     }
 }
 
@@ -135,15 +155,50 @@ fn whatever_a_thread_waits_in() {
     }
 }
 
+/// At the end of a call that does not wait, which is where a busy event loop is met.
+#[test]
+fn a_thread_that_never_waits() {
+    const ROUNDS: u64 = 300;
+    let child = Child::spawn(Command::new(program()).arg("busy"));
+    let (work, place) = (child.said().parse().unwrap(), Place::of(child.pid()));
+    for round in 0..ROUNDS {
+        let parent = place.after_wait(|thread| {
+            thread.call(work, [round, 1, 0, 0, 0, 0], PATIENCE)?;
+            thread.system_call(place.gate, libc::SYS_getppid as u64, [0; 6], PATIENCE)
+        });
+        assert_eq!(parent.unwrap(), i64::from(std::process::id()));
+    }
+    let (calls, rests) = end(child, "busy");
+    assert_eq!(calls, ROUNDS);
+    println!("busy: borrowed {ROUNDS} times, waited {rests} times");
+}
+
+/// One that makes no such call runs on.
+#[test]
+fn a_thread_that_never_calls() {
+    let limit = Duration::from_millis(1);
+    for (kind, meant) in
+        [("spin", libc::SYS_epoll_wait), ("read", libc::SYS_read), ("busy", libc::SYS_getppid)]
+    {
+        let child = Child::spawn(Command::new(program()).arg(kind));
+        for _ in 0..100 {
+            let none = freeze::one_after_call(child.pid(), child.pid(), limit, &[meant as u32], |_| ());
+            assert_eq!(none, Err(FreezeError::Stuck(child.pid())), "{kind}");
+        }
+        assert_eq!(end(child, kind).0, 0, "{kind}");
+    }
+}
+
 #[test]
 fn a_tracer_that_is_killed() {
     const KILLS: u64 = 150;
     // Those that nobody has to put back: they begin their system call anew, or may be interrupted.
-    for kind in ["read", "spin", "epoll", "pause"] {
+    for kind in ["read", "spin", "epoll", "pause", "busy"] {
         let child = Child::spawn(Command::new(program()).arg(kind));
         let work = child.said().to_owned();
+        let is_busy = if kind == "busy" { "1" } else { "0" };
         for round in 0..KILLS {
-            let borrower = Child::start("borrower", &[&child.pid().to_string(), &work]);
+            let borrower = Child::start("borrower", &[&child.pid().to_string(), &work, is_busy]);
             // At another point each time: reading a file takes some microseconds.
             (0..round * 7 % 40).for_each(|_| drop(std::fs::read("/proc/self/status")));
             drop(borrower);

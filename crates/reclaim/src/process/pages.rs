@@ -1,14 +1,14 @@
 //! Drops free pages that no function gives back, or none in a time that the process could bear: the tops of glibc's
 //! thread arenas and the chunks in its bins, the chunks of LuaJIT's trees.
 //!
-//! All threads are stopped, and must all be at rest; then what is free is read from the allocator's books, and a thread
+//! All threads are stopped, and must all be at rest, or come there in a moment; then what is free is read from the allocator's books, and a thread
 //! drops it: process_madvise on itself (6.14 and later, many ranges at once), else madvise for each. A stop ends when
 //! its time is over, and the next one begins where it ended.
 //!
 //! Invariant: a page is dropped in the same stop in which the books called it free.
 
 use super::code::Code;
-use super::rest::{Resting, Scene};
+use super::rest::{ENDS, Resting, Scene};
 use super::{Done, Options, said};
 use ebbtide_heaps::{Fault, Free, Live, MemorySource, PageState, Residency, glibc, luajit};
 use ebbtide_observe::process::Process;
@@ -30,6 +30,8 @@ const BATCH_BYTES: u64 = 4 << 20;
 const CALL_MOST: Duration = Duration::from_millis(500);
 /// Between two looks whether it is at rest.
 const PAUSE: Duration = Duration::from_micros(500);
+/// A process that never seems to be at rest may be met at the ends of its calls.
+const REST_MOST: Duration = Duration::from_millis(50);
 /// The target runs for at least so many times as long as it stood still.
 const SHARE: u32 = 4;
 
@@ -148,6 +150,12 @@ enum Stop {
     Over(String),
 }
 
+/// These threads are not at rest.
+fn never(busy: &[u32]) -> Stop {
+    let (count, tid) = (busy.len(), busy.first().copied().unwrap_or_default());
+    Stop::Busy(format!("never are all its threads at rest: {count} are not, {tid} among them"))
+}
+
 /// Drops what `allocator` says is free in `process`.
 pub(super) fn give_back(
     process: &Process,
@@ -186,13 +194,14 @@ pub(super) fn give_back(
             }
         }
         std::thread::sleep(PAUSE.max(took * SHARE));
-        await_rest(process, options, waited);
+        await_rest(process, (options.patience.saturating_sub(waited.elapsed())).min(REST_MOST));
     }
 }
 
-/// Waits until it seems to be at rest, without stopping it, or the patience ends.
-fn await_rest(process: &Process, options: &Options, since: Instant) {
-    while since.elapsed() < options.patience {
+/// Waits until it seems to be at rest, without stopping it, or for `most`.
+fn await_rest(process: &Process, most: Duration) {
+    let began = Instant::now();
+    while began.elapsed() < most {
         let Ok(source) = Live::new(process, false) else { return };
         if (Scene { process, source: &source, locks: &[] }).threads().1.is_empty() {
             return;
@@ -217,17 +226,17 @@ impl Moment<'_> {
     }
 
     fn try_stop(&self, mut part: usize) -> Result<Stop, String> {
+        if let Some(stop) = self.await_ends()? {
+            return Ok(stop);
+        }
         let source = Live::new(self.process, true).map_err(said)?;
         let Some(now) = self.allocator.now(&source).map_err(said)? else {
             return Ok(Stop::Busy("its allocator is always at work".to_owned()));
         };
         let scene = Scene { process: self.process, source: &source, locks: &now.locks() };
         let (resting, busy) = scene.threads();
-        if let Some(tid) = busy.first() {
-            let count = busy.len();
-            return Ok(Stop::Busy(format!(
-                "never are all its threads at rest: {count} are not, {tid} among them"
-            )));
+        if !busy.is_empty() {
+            return Ok(never(&busy));
         }
         let mut dropped = 0;
         while part < now.parts() {
@@ -246,6 +255,26 @@ impl Moment<'_> {
             }
         }
         Ok(Stop::All)
+    }
+
+    /// Lets those that are not at rest come to the end of a call that might have waited. Where one does not come, it runs,
+    /// and all others must be let go.
+    fn await_ends(&self) -> Result<Option<Stop>, String> {
+        let source = Live::new(self.process, true).map_err(said)?;
+        let (_, busy) = Scene { process: self.process, source: &source, locks: &[] }.threads();
+        for (index, &tid) in busy.iter().enumerate() {
+            let left = self.options.max_stop.mul_f64(0.5).saturating_sub(self.stopped.since());
+            let came = match left.is_zero() {
+                true => Err(FreezeError::Stuck(tid)),
+                false => self.stopped.run_to_call(tid, left, ENDS),
+            };
+            match came {
+                Ok(()) | Err(FreezeError::Ended) => {}
+                Err(FreezeError::Stuck(_)) => return Ok(Some(never(&busy[index..]))),
+                Err(error) => return Err(said(error)),
+            }
+        }
+        Ok(None)
     }
 
     /// Whether there is no time left for looking on: letting all go takes some, too.

@@ -1,5 +1,5 @@
-//! Which threads are at rest: in a system call that waits, and in no signal handler. Such a thread is in no function
-//! of an allocator: those make no call that waits but for their locks.
+//! Which threads are at rest: in a system call that waits, or at the end of one, and in no signal handler. Such a thread
+//! is in no function of an allocator: those make no call that waits but for their locks.
 //!
 //! Invariants: a thread of which anything is not known is not at rest; a signal handler that interrupted an allocator is
 //! seen by its frame on the stack, whatever it waits in; waiting for an allocator's lock is not rest. Nobody who waits
@@ -21,6 +21,9 @@ const EVENTS: &[u32] = &[7, 271, 23, 270, 232, 281, 441, 208];
 /// is not known what it restarts: a sleep, a poll, or a futex with a time-out, which no allocator's lock has.
 const SLEEPS: &[u32] = &[35, 230, 34, 130, 128, 61, 247, 219];
 const FUTEX: u32 = 202;
+/// Calls at whose end a thread that never waits may be met: of those above, what no allocator makes even where it would not
+/// wait (jemalloc reads /proc and /sys when it starts). An event loop makes one in each of its rounds.
+pub(super) const ENDS: &[u32] = &[7, 271, 23, 270, 232, 281, 441, 208, 45, 47, 299, 43, 288, 35, 230];
 /// So much of a stack is searched for signal frames; one that is deeper is not at rest.
 const STACK_MOST: u64 = 256 << 10;
 /// A guard below a stack; what reserves more address space is none.

@@ -2,10 +2,14 @@
  *   handler   it rests in a signal handler that came while it was in malloc, as far as anybody can tell
  *   seccomp   it runs under a filter that ends it for process_madvise
  *   fiber     it rests on a stack that is a piece of its heap
+ *   busy      it never rests: an event loop that always finds something to do
+ *   computes  it never rests, makes no system call and answers nothing
+ * With "busy-" before, the first and the third go round as busy as that.
  * Says "@ready" and answers every line until its standard input closes. */
 #define _GNU_SOURCE
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -28,7 +32,23 @@ static void answer(void)
     _exit(0);
 }
 
-static void handle(int signal) { (void)signal, answer(); }
+/* Asks whether there is something to read, again and again. */
+static void answer_busily(void)
+{
+    struct pollfd input = {0, POLLIN, 0};
+    if (write(1, "@ready\n", 7) != 7) _exit(1);
+    for (;;) {
+        for (volatile int n = 0; n < 20000; n++) {}
+        char byte;
+        if (poll(&input, 1, 0) != 1) continue;
+        if (read(0, &byte, 1) != 1) _exit(0);
+        if (byte == '\n' && write(1, "@ready\n", 7) != 7) _exit(1);
+    }
+}
+
+static void (*rest)(void) = answer;
+
+static void handle(int signal) { (void)signal, rest(); }
 
 int main(int argc, char **argv)
 {
@@ -37,6 +57,7 @@ int main(int argc, char **argv)
     kept = malloc(1000);
     for (int i = 0; i < 30000; i++) free(blocks[i]);
     const char *kind = argc > 1 ? argv[1] : "";
+    if (!strncmp(kind, "busy-", 5)) rest = answer_busily, kind += 5;
     if (!strcmp(kind, "handler")) {
         signal(SIGUSR1, handle);
         raise(SIGUSR1);
@@ -55,8 +76,13 @@ int main(int argc, char **argv)
         fiber.uc_stack.ss_size = 64 << 10;
         fiber.uc_stack.ss_sp = malloc(fiber.uc_stack.ss_size);
         fiber.uc_link = &back;
-        makecontext(&fiber, answer, 0);
+        makecontext(&fiber, rest, 0);
         swapcontext(&back, &fiber);
+    } else if (!strcmp(kind, "computes")) {
+        if (write(1, "@ready\n", 7) != 7) return 1;
+        for (volatile long n = 0;; n++) {}
+    } else if (!strcmp(kind, "busy")) {
+        rest = answer_busily;
     }
-    answer();
+    rest();
 }

@@ -14,10 +14,10 @@ const SET_MASK: libc::c_uint = 0x420b;
 /// More than any XSTATE there is (11,008 bytes with AMX).
 const XSTATE_MOST: usize = 64 << 10;
 
-pub(super) type Registers = libc::user_regs_struct;
+pub(crate) type Registers = libc::user_regs_struct;
 
 /// `PTRACE_GETREGS`; the registers of 64-bit code.
-pub(super) fn registers(tid: u32) -> Result<Registers, Errno> {
+pub(crate) fn registers(tid: u32) -> Result<Registers, Errno> {
     // SAFETY: all bytes zero is a valid structure of integers.
     #[allow(unsafe_code)]
     let mut registers: Registers = unsafe { std::mem::zeroed() };
@@ -108,7 +108,7 @@ pub(super) fn send(pid: Pid, tid: u32, signal: libc::c_int) -> Result<(), Errno>
 }
 
 /// `waitpid(tid, __WALL | WNOHANG)`: what has become of the thread, if there is something new.
-pub(super) fn wait(tid: u32) -> Result<Option<libc::c_int>, Errno> {
+pub(crate) fn wait(tid: u32) -> Result<Option<libc::c_int>, Errno> {
     let mut status = 0;
     // SAFETY: `status` is an int that lives for the call, which is all that is written.
     #[allow(unsafe_code)]

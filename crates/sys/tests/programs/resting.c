@@ -4,6 +4,7 @@
  *   sleep   nanosleep of 30 ms      poll    poll of nothing, 30 ms       futex   FUTEX_WAIT of 30 ms
  *   read    read from standard input, byte by byte                       pause   pause
  *   spin    none: 30 ms of computing                                     epoll   epoll_wait of 30 ms, which may say EINTR
+ *   busy    epoll_wait that does not wait, and computing between
  * Says "@ready WORK" with the address of a function that may be called; ends when the byte 'q' is read, or with SIGTERM,
  * and says "@ready CALLS RESTS", how often that was called and how often it rested. Exit code 1 if anything differed. */
 #define _GNU_SOURCE
@@ -94,6 +95,9 @@ int main(int argc, char **argv)
         else if (!strcmp(kind, "epoll")) {
             result = filled(SYS_epoll_wait, epoll, (long)&event, 1, 30);
             if (result == -EINTR) result = 0, least = 0;
+        } else if (!strcmp(kind, "busy")) {
+            for (volatile long n = 0; n < 300000; n++) {}
+            result = filled(SYS_epoll_wait, epoll, (long)&event, 1, 0), least = 0;
         } else {
             for (volatile long n = 0; n < 3000000; n++) {}
             got = want, least = 0;
