@@ -4,12 +4,15 @@
 use crate::vm::{Apt, Release};
 
 /// Each with what it needs: those of Debian 13 with the C library that they need.
-const ALLOCATORS: [(Release, &[&str]); 5] = [
+const ALLOCATORS: [(Release, &[&str]); 7] = [
     // 5.2.1, and a later build of 5.3.0 than Debian 12's.
     (Release::Bullseye, &["libjemalloc2"]),
     (Release::Trixie, &["libjemalloc2", "libc6", "libstdc++6", "libgcc-s1"]),
     // 3.0.1; Debian 11 has none.
     (Release::Trixie, &["libmimalloc3", "libc6"]),
+    // musl 1.2.2 and 1.2.5, with what it takes to link programs to them statically.
+    (Release::Bullseye, &["musl", "musl-dev"]),
+    (Release::Trixie, &["musl", "musl-dev"]),
     // 2.8.1 and 2.16.
     (Release::Bullseye, &["libgoogle-perftools4", "libtcmalloc-minimal4"]),
     (

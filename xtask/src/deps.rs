@@ -23,7 +23,7 @@ pub(crate) const TEST: &[Package] = &[
     package("redis-tools", "redis-cli", "drives redis-server"),
     package("gcc", "gcc", "test programs in C"),
     package("libc6-dev", "/usr/include/stdio.h", "test programs in C"),
-    package("musl-tools", "musl-gcc", "a program without glibc, in which no glibc heap may be found"),
+    package("musl-tools", "musl-gcc", "programs on musl, whose heap is walked"),
     package("g++", "g++", "test programs in C++ under the preloaded malloc"),
     package("binutils", "nm", "looks into the preload library"),
     package("default-jdk-headless", "java", "a JVM for the lab, and under the preloaded malloc"),

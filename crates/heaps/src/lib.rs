@@ -21,6 +21,7 @@ mod look;
 pub mod luajit;
 pub mod mimalloc;
 mod model;
+pub mod musl;
 mod now;
 mod ranges;
 mod reader;

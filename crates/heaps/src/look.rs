@@ -10,7 +10,7 @@ use crate::model::{Extent, Heap, Kind};
 use crate::ranges::{merged, without};
 use crate::source::{Fault, MemorySource};
 use crate::unknown::{self, Around};
-use crate::{Live, cpython, ebbtide, glibc, jemalloc, luajit, mimalloc, tcmalloc};
+use crate::{Live, cpython, ebbtide, glibc, jemalloc, luajit, mimalloc, musl, tcmalloc};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, ReadError, Unread};
 use std::collections::BTreeMap;
@@ -28,6 +28,7 @@ const WALKERS: &[(&str, Find)] = &[
     ("jemalloc", jemalloc::find),
     ("tcmalloc", tcmalloc::find),
     ("mimalloc", mimalloc::find),
+    ("musl", musl::find),
     ("glibc", glibc::find),
 ];
 
@@ -95,7 +96,11 @@ impl Look {
                 Err(fault) => look.failed.push((name, fault)),
             }
         }
-        let rest = unknown::rest(source, &claims, around)?;
+        let mut rest = unknown::rest(source, &claims, around)?;
+        if musl::is_old(source.areas(), &look.heaps) {
+            let heaps = rest.heaps.iter_mut().filter(|heap| unknown::may_be_mallocs(heap));
+            heaps.for_each(|heap| heap.notes.push(musl::OLD.to_owned()));
+        }
         look.heaps.extend(rest.heaps);
         (look.stacks, look.code) = (rest.stacks, rest.code);
         look.heaps.sort_by_key(|heap| std::cmp::Reverse(heap.figures.resident));

@@ -18,6 +18,8 @@ pub enum Kind {
     Jemalloc,
     /// mimalloc 2.
     Mimalloc,
+    /// musl's mallocng.
+    Musl,
     /// gperftools' tcmalloc.
     Tcmalloc,
     /// CPython's obmalloc.
@@ -36,6 +38,7 @@ impl Display for Kind {
             Kind::LuaJit => "luajit",
             Kind::Jemalloc => "jemalloc",
             Kind::Mimalloc => "mimalloc",
+            Kind::Musl => "musl",
             Kind::Tcmalloc => "tcmalloc",
             Kind::CPython => "cpython",
             Kind::Ebbtide => "ebbtide",
@@ -192,6 +195,10 @@ pub struct Heap {
     /// The whole of it.
     #[serde(flatten)]
     pub figures: Figures,
+    /// What the program asked for with the blocks that live, headers and rounding left out; `None` where its allocator
+    /// does not keep that, or not all of it could be read.
+    #[serde(rename = "requested_bytes", skip_serializing_if = "Option::is_none")]
+    pub requested: Option<Bytes>,
     /// Its parts.
     pub arenas: Vec<Arena>,
     /// Its blocks by size, smallest first, empty classes left out.
@@ -222,6 +229,7 @@ impl Heap {
             version: None,
             name: None,
             figures: Figures::default(),
+            requested: None,
             arenas: Vec::new(),
             histogram: Vec::new(),
             certainty: Certainty::default(),

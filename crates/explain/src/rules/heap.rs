@@ -257,6 +257,13 @@ fn levers(finding: Finding, pid: u32, heap: &Heap, multiplied: bool) -> Finding 
             "all its threads stop for 5 ms at most, as often as it takes; LuaJIT's allocator itself returns nothing but the \
              end of its newest segment, so tuning the collector does not help",
         ),
+        Kind::Musl => finding.lever(
+            "reclaim",
+            format!("ebb reclaim {pid}"),
+            heap.figures.returnable,
+            "all its threads stop for 5 ms at most, as often as it takes; musl itself gives back only groups of blocks that \
+             are all free, and has no malloc_trim and no setting for it",
+        ),
         Kind::Tcmalloc => finding.lever(
             "release",
             "MallocExtension_ReleaseFreeMemory(), called by the program itself",
@@ -351,6 +358,7 @@ fn name(heap: &Heap) -> &'static str {
         Kind::LuaJit => "LuaJIT's allocator",
         Kind::Jemalloc => "jemalloc",
         Kind::Mimalloc => "mimalloc",
+        Kind::Musl => "musl's malloc",
         Kind::Tcmalloc => "tcmalloc",
         Kind::CPython => "CPython's obmalloc",
         Kind::Ebbtide => "Ebbtide's malloc",

@@ -88,7 +88,7 @@ fn elf_files(areas: &[Area]) -> Vec<&Area> {
 }
 
 /// libc.so.6, or libc-2.31.so as it was until 2.33; also when it was replaced since.
-fn is_libc(path: &[u8]) -> bool {
+pub(crate) fn is_libc(path: &[u8]) -> bool {
     let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
     let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
     name == b"libc.so.6" || (name.starts_with(b"libc-2.") && name.ends_with(b".so"))

@@ -39,6 +39,7 @@ use books::{CORRUPTIONS_MOST, Findings};
 use ebbtide_observe::Bytes;
 pub use free::{Arenas, ArenasNow};
 use layout::Layout;
+pub(crate) use locate::is_libc;
 use locate::{Claim, Located};
 use main_arena::Main;
 use marks::Marks;

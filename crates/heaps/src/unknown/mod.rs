@@ -53,6 +53,7 @@ const RUNTIMES: &[(&str, Recognise)] = &[
 
 const JVM: &str = "JVM heap";
 const ANONYMOUS: &str = "anonymous";
+const BRK: &str = "brk heap";
 
 /// What recognisers look at.
 pub(crate) struct Scene<'s> {
@@ -130,6 +131,11 @@ pub(crate) fn rest(source: &dyn MemorySource, claims: &[Range<u64>], around: &Ar
     Ok(rest)
 }
 
+/// Whether `heap` is of what a malloc takes from the system, and nothing else is known of it.
+pub(crate) fn may_be_mallocs(heap: &Heap) -> bool {
+    [Some(ANONYMOUS), Some(BRK)].contains(&heap.name.as_deref())
+}
+
 /// What a JVM counts of its heap.
 fn collected(jvm: &Jvm) -> String {
     let ebbtide_observe::hsperf::Pool { used, committed, max } = jvm.heap;
@@ -189,7 +195,7 @@ fn place(area: &Area, kind: kind::Kind) -> Place {
         kind::Kind::MainStack | kind::Kind::ThreadStack => Place::Stack,
         kind::Kind::Kernel | kind::Kind::SharedAnon | kind::Kind::Hugetlb => Place::Elsewhere,
         _ if perms.exec => Place::Code,
-        kind::Kind::Heap => Place::Named("brk heap".to_owned()),
+        kind::Kind::Heap => Place::Named(BRK.to_owned()),
         _ if path.is_empty() => Place::Unnamed,
         _ => Place::Named(label(path)),
     }

@@ -1,0 +1,125 @@
+//! mallocng's static books: struct malloc_context (meta.h), which no symbol leads to in a stripped libc.
+//!
+//! Invariant: static data are the books only if they begin with a secret with which the first and the last page of metas
+//! that they name begin too, and the next unused meta that they name is the one that follows from their count of unused
+//! ones. The secret is 64 random bits (AT_RANDOM), never 0.
+
+use super::metas::{AREA, AREA_HEAD, META, METAS};
+use crate::data;
+use crate::glibc;
+use crate::reader::Reader;
+use crate::source::{Area, Fault, MemorySource, there};
+
+/// More of a data segment in memory is not searched.
+const DATA_MOST: u64 = 32 << 20;
+/// How often books that a running process changes are read again.
+const READS_MOST: usize = 4;
+/// Words of the books as far as they are read: secret, init_done with mmap_counter, free_meta_head, avail_meta,
+/// avail_meta_count, avail_meta_area_count, meta_alloc_shift, meta_area_head, meta_area_tail.
+const WORDS: usize = 9;
+const AVAIL: usize = 3;
+const AVAIL_COUNT: usize = 4;
+const HEAD: usize = 7;
+const TAIL: usize = 8;
+
+/// The books of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Context {
+    /// Where they are.
+    pub(super) address: u64,
+    /// What every page of metas begins with.
+    pub(super) secret: u64,
+    /// The first page of metas.
+    pub(super) head: u64,
+    /// Whether the page size is a word of them: where it is not the same on all machines (aarch64).
+    has_page_size: bool,
+}
+
+/// Whether there may be books: where glibc is, musl is not.
+pub(super) fn may_be(areas: &[Area]) -> bool {
+    !areas.iter().any(|area| glibc::is_libc(&area.path))
+}
+
+/// The books of `source`, if it has any.
+pub(super) fn find(source: &dyn MemorySource) -> Result<Option<Context>, Fault> {
+    if !may_be(source.areas()) {
+        return Ok(None);
+    }
+    let (mut data, mut reader) = (Reader::new(source), Reader::new(source));
+    for segment in data::segments(source.areas()) {
+        let runs = data::present(source, segment.range(), DATA_MOST)?;
+        let found = data::words(&mut data, &runs, |at, word| {
+            // init_done, with the counter of mappings in the upper half.
+            if word as u32 != 1 {
+                return Ok(None);
+            }
+            let plain = Context::read(&mut reader, at.wrapping_sub(8), false)?;
+            Ok(if plain.is_some() { plain } else { Context::read(&mut reader, at.wrapping_sub(16), true)? })
+        })?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+impl Context {
+    /// The books at `address`, if they are such.
+    fn read(reader: &mut Reader<'_>, address: u64, has_page_size: bool) -> Result<Option<Context>, Fault> {
+        for _ in 0..READS_MOST {
+            let Some([words, tail]) = Context::words(reader, address, has_page_size)? else {
+                return Ok(None);
+            };
+            let unused = words[AVAIL_COUNT];
+            let avail = words[TAIL] + AREA_HEAD + META * METAS.saturating_sub(unused);
+            let [next, count] = [tail[1], tail[2] & u64::from(u32::MAX)];
+            if unused <= METAS && words[AVAIL] == avail && next == 0 && count == METAS {
+                return Ok(Some(Context { address, secret: words[0], head: words[HEAD], has_page_size }));
+            }
+            if reader.source().is_still() {
+                break;
+            }
+            // A page of metas is begun in several steps.
+            reader.refresh();
+        }
+        Ok(None)
+    }
+
+    /// The words at `address` and of the last page of metas that they name, if the secret is the same.
+    fn words(
+        reader: &mut Reader<'_>,
+        address: u64,
+        has_page_size: bool,
+    ) -> Result<Option<[[u64; WORDS]; 2]>, Fault> {
+        let behind = if has_page_size { 16 } else { 8 };
+        let Some(first) = words::<WORDS>(reader, address)? else { return Ok(None) };
+        let [secret, page_size, ..] = first;
+        let is_size = page_size.is_power_of_two() && (AREA..=AREA << 4).contains(&page_size);
+        let rest = words::<{ WORDS - 1 }>(reader, address.wrapping_add(behind))?;
+        let Some(rest) = rest.filter(|_| secret != 0 && (is_size || !has_page_size)) else { return Ok(None) };
+        let mut books = [secret; WORDS];
+        books[1..].copy_from_slice(&rest);
+        let [head, last] = [books[HEAD], books[TAIL]];
+        let is_page = |at: u64| at != 0 && at.is_multiple_of(AREA) && at < 1 << 56;
+        if !is_page(head) || !is_page(last) || there(reader.u64(head))? != Some(secret) {
+            return Ok(None);
+        }
+        let tail = words::<3>(reader, last)?.filter(|tail| tail[0] == secret);
+        Ok(tail.map(|[check, next, count]| [books, [check, next, count, 0, 0, 0, 0, 0, 0]]))
+    }
+
+    /// The books as they are now; nothing where they make no sense, or are another process's.
+    pub(super) fn now(&self, reader: &mut Reader<'_>) -> Result<Option<Context>, Fault> {
+        let now = Context::read(reader, self.address, self.has_page_size)?;
+        Ok(now.filter(|now| now == self))
+    }
+}
+
+/// `N` words at `address`.
+fn words<const N: usize>(reader: &mut Reader<'_>, address: u64) -> Result<Option<[u64; N]>, Fault> {
+    let bytes = there(reader.bytes(address, 8 * N))?;
+    Ok(bytes.map(|bytes| {
+        let mut words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+        std::array::from_fn(|_| words.next().unwrap_or_default())
+    }))
+}
