@@ -48,12 +48,20 @@ impl Build {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/musl.c");
         if !child::is_built(&program, &source) {
             let own = std::fs::read_to_string(Path::new(INSTALLED).join("musl-gcc.specs")).unwrap();
+            // The headers of another release say nothing else, and may be this one's.
             std::fs::write(&specs, own.replace(INSTALLED, self.dir.to_str().unwrap())).unwrap();
             let mut gcc = Command::new("gcc");
             gcc.args(["-O1", "-Wall", "-fno-builtin", "-pthread"]).args(self.is_static.then_some("-static"));
-            // The headers of another release say nothing else.
-            gcc.arg("-isystem").arg("/usr/include/x86_64-linux-musl").arg("-specs").arg(&specs);
-            assert!(gcc.arg("-o").arg(&program).arg(&source).status().unwrap().success());
+            assert!(
+                gcc.arg("-specs")
+                    .arg(&specs)
+                    .arg("-o")
+                    .arg(&program)
+                    .arg(&source)
+                    .status()
+                    .unwrap()
+                    .success()
+            );
         }
         program
     }
@@ -153,7 +161,9 @@ fn every_block_is_found() {
 
 #[test]
 fn returnable_pages_can_be_dropped() {
-    for (build, shape) in cases() {
+    // What is in a static program does not differ, and there are thousands of pages to be named.
+    let cases = cases().into_iter().filter(|(build, _)| !build.is_static || build.name == "1.2.3");
+    for (build, shape) in cases {
         let mut child = build.start();
         let said = child.ask(&format!("shape {shape}")).to_owned();
         // What answering takes is there before.

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{SLACK, build, give_back_with};
+use common::{MUSL, SLACK, build, build_as, give_back_with};
 use ebbtide_observe::Bytes;
 use ebbtide_reclaim::process::Options;
 use ebbtide_reclaim::{Lever, Report};
@@ -96,6 +96,26 @@ fn tcmalloc() {
             child.ask(&format!("shape {shape}"));
             holds(lever(&give_back(child.pid()), "tcmalloc-release"), Bytes::from_mib(1));
             assert_eq!(child.ask("check"), "0", "{shape}");
+        }
+    }
+}
+
+/// In stops of 5 ms, in programs whose C library is not glibc; and how they go on.
+#[test]
+fn musl() {
+    if !ebbtide_testkit::child::installed("musl-gcc") {
+        return println!("skipped: musl-tools is not installed");
+    }
+    let source = "../heaps/tests/programs/musl.c";
+    for (name, options) in [("musl", &[MUSL][..]), ("musl-static", &[MUSL, "-static"])] {
+        let program = build_as(name, source, options);
+        for shape in ["survivors", "small", "middling", "reallocated"] {
+            let mut child = Child::spawn(&mut Command::new(&program));
+            child.ask(&format!("shape {shape}"));
+            let report = give_back_with(child.pid(), &Options::default());
+            holds(lever(&report, "musl-pages"), Bytes::from_mib(1));
+            assert!(give_back(child.pid()).predicted <= Bytes(64 << 10), "{name} {shape}");
+            assert_eq!(child.ask("check"), "whole", "{name} {shape}");
         }
     }
 }

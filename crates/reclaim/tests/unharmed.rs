@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::{build, build_as};
+use common::{MUSL, build, build_as};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, Root};
 use ebbtide_reclaim::process::{Options, reclaim};
@@ -102,6 +102,19 @@ fn a_storm_of_signals() {
 fn a_static_program() {
     let program = build_as("storm-static", "tests/programs/storm.c", &["-static"]);
     answers_well("static", Command::new(program).arg("2"), "0 0");
+}
+
+/// Threads at work and a storm of signals, on musl's malloc, shared and in the program.
+#[test]
+fn programs_on_musl() {
+    if !installed("musl-gcc") {
+        return println!("skipped: musl-tools is not installed");
+    }
+    for (name, options) in [("musl", &[MUSL][..]), ("musl-static", &[MUSL, "-static"])] {
+        let program = build_as(&format!("storm-{name}"), "tests/programs/storm.c", options);
+        answers_well(&format!("{name}, threads"), Command::new(&program).arg("4"), "0 0");
+        answers_well(&format!("{name}, signals"), Command::new(&program).args(["2", "signals"]), "0 0");
+    }
 }
 
 #[test]

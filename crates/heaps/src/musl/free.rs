@@ -11,8 +11,8 @@ use crate::reader::Reader;
 use crate::source::{Area, Fault, MemorySource, covered};
 use std::ops::Range;
 
-/// Groups of one part: some 0.5 ms of reading, two pages for each.
-const GROUPS: usize = 128;
+/// Groups of one part: 0.1 ms of reading, two pages for each.
+const GROUPS: usize = 32;
 
 /// The groups of a process that had free slots.
 #[derive(Debug, Clone)]

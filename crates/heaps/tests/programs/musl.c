@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include "blocks.h"
 #include <pthread.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -158,6 +159,8 @@ static char buffer[1 << 12];
 int main(void)
 {
     char line[128];
+    /* As servers do; a static program that sets no signal's action has no way back from a handler. */
+    signal(SIGPIPE, SIG_IGN);
     setvbuf(stdout, buffer, _IOFBF, sizeof buffer);
     printf("@ready\n"), fflush(stdout);
     for (;;) {

@@ -1,8 +1,8 @@
 //! The three places in a target's code that borrowing a thread takes: `__restore_rt`, through which the thread takes
 //! itself back; a `syscall` instruction in a function that then returns; and the functions to call, by name.
 //!
-//! The first two are found by their bytes in glibc's code, or, where none is mapped, in that of the program itself, which
-//! may have glibc in it. No other file is read: to read code is to bring it into the target's memory.
+//! The first two are found by their bytes in the C library's code, glibc's or musl's, or, where none is mapped, in that of
+//! the program itself, which may have one of them in it. No other file is read: to read code is to bring it into the target's memory.
 
 use super::levers::Function;
 use ebbtide_heaps::{Area, Live, MemorySource};
@@ -13,10 +13,12 @@ use object::{LittleEndian, Object, ObjectSegment, ObjectSymbol, ReadCache, ReadC
 use rustix::process::Pid;
 use std::ops::Range;
 
-/// `mov $15, %rax; syscall`: glibc's __restore_rt.
+/// `mov $15, %rax; syscall`: __restore_rt, glibc's and musl's.
 const RESTORER: &[u8] = &[0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05];
 /// `syscall; cmp $-4095, %rax; jae error; ret`, as glibc's wrappers go (2.17 to 2.43).
 const GATE: &[u8] = &[0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0x73, 0x01, 0xc3];
+/// `syscall; ret`, as musl has it in __set_thread_area, and who else: at whatever bytes are these, it is what they do.
+const SHORT_GATE: &[u8] = &[0x0f, 0x05, 0xc3];
 /// No library is larger; what follows is not searched.
 const CODE_MOST: u64 = 64 << 20;
 
@@ -42,7 +44,8 @@ impl Code {
         for area in texts.filter(of_file).filter(is_meant) {
             let bytes = content(process.pid(), &area.range);
             let find = |what| Some(area.range.start + memchr::memmem::find(&bytes, what)? as u64);
-            if let (Some(restorer), Some(gate)) = (find(RESTORER), find(GATE)) {
+            let gate = find(GATE).or_else(|| find(SHORT_GATE));
+            if let (Some(restorer), Some(gate)) = (find(RESTORER), gate) {
                 return Ok(Some(Code { restorer, gate, is_filtered: is_filtered(process)? }));
             }
         }
@@ -77,10 +80,14 @@ pub(super) fn function(process: &Process, function: &Function) -> Option<u64> {
     })
 }
 
-/// Whether `path` is that of a glibc: "libc.so.6", "libc-2.31.so".
+/// Whether `path` is that of a C library: glibc's "libc.so.6" and "libc-2.31.so", musl's "ld-musl-x86_64.so.1", which
+/// Debian has as "libc.so".
 fn is_libc(path: &[u8]) -> bool {
     let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
-    name == b"libc.so.6" || name.starts_with(b"libc-2.")
+    name == b"libc.so.6"
+        || name.starts_with(b"libc-2.")
+        || name.starts_with(b"ld-musl-")
+        || name == b"libc.so"
 }
 
 /// Where a function is in the file, and the address that the file's first byte is linked to.

@@ -37,6 +37,8 @@ pub(super) enum Way {
     Arenas { all: bool },
     /// lj_alloc's free chunks, page by page.
     Trees,
+    /// musl's free slots, page by page.
+    Slots,
     /// The JVM does it itself.
     Jvm(&'static str),
     /// A thread of the Python does it, by itself.
@@ -132,6 +134,9 @@ impl Planner {
             }
             Kind::LuaJit => {
                 vec![(lever("lua-pages", "lj_alloc's free chunks", returnable, STOPS), Way::Trees)]
+            }
+            Kind::Musl => {
+                vec![(lever("musl-pages", "free slots of musl's malloc", returnable, STOPS), Way::Slots)]
             }
             Kind::Jemalloc => {
                 let cost = "each arena is locked while its dirty and muzzy pages are dropped";

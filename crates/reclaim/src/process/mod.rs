@@ -21,7 +21,7 @@ use crate::report::{Lever, Report};
 use crate::slow::settled;
 use code::Code;
 use ebbtide_heaps::cpython::Requests;
-use ebbtide_heaps::{Look, LookError, luajit};
+use ebbtide_heaps::{Look, LookError, luajit, musl};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, ReadError};
 use levers::{Planner, Way};
@@ -157,6 +157,10 @@ impl<'p> Hand<'p> {
             Way::Arenas { all } => {
                 let arenas = pages::Arenas::find(&live(process)?, *all).map_err(LookError::from)?;
                 pages::give_back(process, self.code()?, options, &arenas)
+            }
+            Way::Slots => {
+                let groups = musl::Groups::find(&live(process)?).map_err(LookError::from)?;
+                pages::give_back(process, self.code()?, options, &pages::Slots(groups))
             }
             Way::Trees => {
                 let states = luajit::States::find(&live(process)?).map_err(LookError::from)?;

@@ -1,5 +1,5 @@
 //! Drops free pages that no function gives back, or none in a time that the process could bear: the tops of glibc's
-//! thread arenas and the chunks in its bins, the chunks of LuaJIT's trees.
+//! thread arenas and the chunks in its bins, the chunks of LuaJIT's trees, the free slots of musl's groups.
 //!
 //! All threads are stopped, and must all be at rest, or come there in a moment; then what is free is read from the allocator's books, and a thread
 //! drops it: process_madvise on itself (6.14 and later, many ranges at once), else madvise for each. A stop ends when
@@ -10,7 +10,7 @@
 use super::code::Code;
 use super::rest::{ENDS, Resting, Scene};
 use super::{Done, Options, said};
-use ebbtide_heaps::{Fault, Free, Live, MemorySource, PageState, Residency, glibc, luajit};
+use ebbtide_heaps::{Fault, Free, Live, MemorySource, PageState, Residency, glibc, luajit, musl};
 use ebbtide_observe::process::Process;
 use ebbtide_sys::borrow::{BorrowError, Borrowed};
 use ebbtide_sys::freeze::{self, FreezeError, Stopped};
@@ -135,6 +135,38 @@ impl Now for (&luajit::States, &dyn MemorySource) {
 
     fn free(&self, part: usize, go_on: &mut dyn FnMut() -> bool) -> Result<Option<Free>, Fault> {
         self.0.free(self.1, part, go_on)
+    }
+}
+
+/// musl's groups of slots.
+///
+/// Its lock has no symbol, and need not be known: nobody stands in the middle of a change and is at rest. mallocng changes
+/// its books between taking the lock and leaving it, or by one atomic step, and makes no call that waits meanwhile
+/// (mmap, munmap, mprotect, mremap, brk, madvise: malloc.c, free.c, realloc.c, 1.2.1 to 1.2.5). Whoever waits for the
+/// lock has read nothing yet that is used afterwards but of a block that is still taken; and fork(), which holds it and
+/// may wait for another (fork.c), changes nothing.
+pub(super) struct Slots(pub(super) Option<musl::Groups>);
+
+impl Allocator for Slots {
+    fn now<'s>(&'s self, source: &'s dyn MemorySource) -> Result<Option<Box<dyn Now + 's>>, Fault> {
+        match &self.0 {
+            Some(groups) if groups.are_sound(source)? => Ok(Some(Box::new((groups, source)))),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Now for (&musl::Groups, &dyn MemorySource) {
+    fn locks(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    fn parts(&self) -> usize {
+        self.0.parts()
+    }
+
+    fn free(&self, part: usize, _: &mut dyn FnMut() -> bool) -> Result<Option<Free>, Fault> {
+        self.0.free(self.1, part).map(Some)
     }
 }
 

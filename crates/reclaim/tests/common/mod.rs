@@ -21,6 +21,9 @@ pub(crate) fn give_back_with(pid: u32, options: &Options) -> Report {
     reclaim(&process, options).unwrap()
 }
 
+/// Builds a program on musl: what musl-gcc does.
+pub(crate) const MUSL: &str = "-specs=/usr/lib/x86_64-linux-musl/musl-gcc.specs";
+
 /// Builds the C program at `source`, from this crate's directory.
 pub(crate) fn build(source: &str) -> PathBuf {
     let name = Path::new(source).file_stem().unwrap().to_string_lossy().into_owned();
