@@ -1,4 +1,4 @@
-//! Foreign runtimes that cases start: JVMs, Node.js, LuaJIT, CPython and Redis.
+//! Foreign runtimes that cases start: JVMs, Node.js, LuaJIT, CPython, Redis, and a program on musl.
 
 use crate::actor::Actor;
 use crate::cgroup::{Group, Hierarchy};
@@ -93,6 +93,16 @@ pub fn heap(stage: &mut Stage, language: Language, state: &str, size: Bytes) -> 
     let mut command = Command::new(interpreter);
     command.arg(file).arg(state).arg((size.0 >> 20).to_string());
     start(stage, &mut command, None)
+}
+
+/// Builds the lab's C program on musl and starts it with `size` of buffers, of which it frees nearly all; its pid and what
+/// it says.
+pub fn buffers_on_musl(stage: &mut Stage, size: Bytes) -> Result<(i32, Value)> {
+    let (source, program) = (stage.journal.dir().join("buffers.c"), stage.journal.dir().join("buffers"));
+    fs::write(&source, include_str!("../programs/buffers.c"))?;
+    let built = Command::new("musl-gcc").arg("-O1").arg("-o").arg(&program).arg(source).output()?;
+    ensure!(built.status.success(), "musl-gcc: {}", String::from_utf8_lossy(&built.stderr));
+    start(stage, Command::new(program).arg((size.0 / 1_000_000).to_string()), None)
 }
 
 /// A redis-server on a socket of its own with `keys` keys of 200 bytes, after `script` (Lua) ran in it; its pid. `options`

@@ -44,7 +44,7 @@ impl Build {
         let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
         // A dynamic one is the same on each.
         let name = if self.is_static { format!("on-musl-{}", self.name) } else { "on-musl".to_owned() };
-        let (program, specs) = (tmp.join(&name), tmp.join(&name).with_extension("specs"));
+        let (program, specs) = (tmp.join(&name), tmp.join(format!("{name}.specs")));
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/musl.c");
         if !child::is_built(&program, &source) {
             let own = std::fs::read_to_string(Path::new(INSTALLED).join("musl-gcc.specs")).unwrap();

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 const GLIBC: &[Need] = &[Need::Glibc];
 const LUA: &[Need] = &[Need::Program("luajit")];
+const MUSL: &[Need] = &[Need::Program("musl-gcc")];
 const PYTHON: &[Need] = &[Need::Glibc, Need::Program("python3")];
 const REDIS: &[Need] = &[Need::Program("redis-server"), Need::Program("redis-cli")];
 const RETENTION: Truth = is("allocator-retention").near("freed", 10);
@@ -156,6 +157,17 @@ pub(super) const CASES: &[Case] = &[
         },
     )
     .needs(LUA),
+    Case::process(
+        "allocator-retention/musl",
+        "300 MB of buffers on musl's malloc, freed but for one in 31",
+        RETENTION,
+        |s| {
+            let (pid, said) = programs::buffers_on_musl(s, Bytes(300_000_000))?;
+            s.bytes("freed", figure(&said, "freed")?);
+            resident(s, pid, Bytes::from_mib(250))
+        },
+    )
+    .needs(MUSL),
     Case::process(
         "heap-fragmentation/redis",
         "a Redis of a million keys, seven of eight deleted",

@@ -23,11 +23,14 @@ pub(super) fn find(scene: &mut Scene, ranges: &[Range<u64>]) -> Result<Vec<Range
             continue;
         }
         let at = ranges.partition_point(|range| range.end <= next.range.start);
-        let Some(range) = ranges.get(at).filter(|range| range.start == next.range.start) else { continue };
-        if let Some(end) = there(end_of(scene, data))?.flatten()
-            && end > range.start
-        {
-            found.push(range.start..end.min(range.end));
+        // musl's malloc has pieces of it.
+        let parts = || ranges[at..].iter().take_while(|range| range.start < next.range.end);
+        if parts().next().is_none() {
+            continue;
+        }
+        if let Some(end) = there(end_of(scene, data))?.flatten() {
+            let cut = parts().map(|part| part.start.max(next.range.start)..part.end.min(end));
+            found.extend(cut.filter(|part| part.start < part.end));
         }
     }
     Ok(found)
