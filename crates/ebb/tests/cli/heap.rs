@@ -329,3 +329,31 @@ fn what_a_process_keeps_comes_back() {
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     assert!(run(&mut ebb(&["reclaim", "4194304"])).refused().contains("there is no process"));
 }
+
+/// A program whose C library is musl: what it asked for, the cause's place and the lever.
+#[test]
+fn a_program_on_musl() {
+    if !installed("musl-gcc") {
+        return skipped("musl-tools is not installed");
+    }
+    let program = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("on-musl");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../heaps/tests/programs/musl.c");
+    let built = Command::new("musl-gcc").args(["-O1", "-pthread", "-o"]).arg(&program).arg(source).status();
+    assert!(built.unwrap().success());
+    let mut child = Child::spawn(&mut Command::new(program));
+    let asked: u64 = child.ask("shape survivors").split(' ').nth(1).unwrap().parse().unwrap();
+    let pid = child.pid().to_string();
+    let report = run(&mut ebb(&["heap", &pid, "--freeze", "--json"])).json("heap");
+    let heap = &report["allocators"][0];
+    assert_eq!((&heap["kind"], &heap["corruptions"]), (&"musl".into(), &serde_json::json!([])), "{report:#}");
+    assert!((asked..asked + (64 << 10)).contains(&bytes(heap, "requested")), "{heap:#}");
+    assert!(bytes(heap, "requested") <= bytes(heap, "live"), "{heap:#}");
+    let done = run(&mut ebb(&["reclaim", &pid, "--json"])).json("reclaim");
+    let [foreseen, returned] = ["predicted_bytes", "returned_bytes"].map(|key| done[key].as_u64().unwrap());
+    assert!(
+        foreseen >= 20 << 20 && foreseen.abs_diff(returned) <= (256 << 10).max(returned / 50),
+        "{done:#}"
+    );
+    assert_eq!(done["levers"][0]["id"], "musl-pages", "{done:#}");
+    assert_eq!(child.ask("check"), "whole");
+}

@@ -123,3 +123,72 @@ fn words<const N: usize>(reader: &mut Reader<'_>, address: u64) -> Result<Option
         std::array::from_fn(|_| words.next().unwrap_or_default())
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Image;
+
+    const SECRET: u64 = 0x1234_5678_9abc_def0;
+    const DATA: u64 = 0x10000;
+    const PAGE: u64 = 0x20000;
+
+    /// Static data that begin with `books`, and one page of metas with `head`.
+    fn image(books: &[u64], head: [u64; 3]) -> Image {
+        let bytes = |words: &[u64]| {
+            let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            bytes.resize(AREA as usize, 0);
+            bytes
+        };
+        let mut image = Image::default();
+        image.map(Area { inode: 7, path: b"/bin/program".to_vec(), ..Area::anon(DATA..DATA + AREA) });
+        image.map(Area::anon(PAGE..PAGE + AREA));
+        image.put(DATA, bytes(&[&[77, 1, 0], books].concat()));
+        image.put(PAGE, bytes(&head));
+        image
+    }
+
+    /// Three metas of the page were used; mappings were made five times.
+    const BOOKS: [u64; WORDS] =
+        [SECRET, 5 << 32 | 1, 0, PAGE + AREA_HEAD + 3 * META, METAS - 3, 0, 0, PAGE, PAGE];
+    const PAGES_HEAD: [u64; 3] = [SECRET, 0, METAS];
+
+    #[test]
+    fn books_are_found_where_all_parts_agree() {
+        let [secret, rest @ ..] = BOOKS;
+        let wide = [&[secret, 65536][..], &rest].concat();
+        for (books, has_page_size) in [(BOOKS.to_vec(), false), (wide, true)] {
+            let found = find(&image(&books, PAGES_HEAD)).unwrap();
+            assert_eq!(found, Some(Context { address: DATA + 24, secret, head: PAGE, has_page_size }));
+        }
+        let with = |index: usize, word: u64| {
+            let mut books = BOOKS;
+            books[index] = word;
+            find(&image(&books, PAGES_HEAD)).unwrap()
+        };
+        for (index, word) in [(0, 1), (1, 5 << 32), (3, PAGE), (4, METAS), (7, 0), (7, DATA), (8, PAGE + 8)] {
+            assert_eq!(with(index, word), None, "{index}");
+        }
+        for head in [[SECRET + 1, 0, METAS], [SECRET, PAGE, METAS], [SECRET, 0, METAS + 1]] {
+            assert_eq!(find(&image(&BOOKS, head)).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn books_that_change_are_told() {
+        let image = image(&BOOKS, PAGES_HEAD);
+        let context = find(&image).unwrap().unwrap();
+        assert_eq!(context.now(&mut Reader::new(&image)).unwrap(), Some(context));
+        let mut other = image.clone();
+        other.patch(DATA + 24, &(SECRET + 1).to_le_bytes());
+        assert_eq!(context.now(&mut Reader::new(&other)).unwrap(), None);
+    }
+
+    #[test]
+    fn where_glibc_is_nothing_is_searched() {
+        let mut image = image(&BOOKS, PAGES_HEAD);
+        let path = b"/usr/lib/x86_64-linux-gnu/libc.so.6".to_vec();
+        image.map(Area { inode: 8, path, ..Area::anon(0x40000..0x41000) });
+        assert_eq!(find(&image).unwrap(), None);
+    }
+}

@@ -81,7 +81,7 @@ fn upper_of_mallopt(name: &str) -> Option<&'static str> {
 
 /// Where glibc's malloc is not what the program uses.
 fn not_here(program: &Program) -> Option<Remark> {
-    if program.libraries().any(|name| name.starts_with("ld-musl")) {
+    if program.libraries().any(|name| name.starts_with("ld-musl")) || program.kinds.contains(&Kind::Musl) {
         return Some(Remark::new(Verdict::NoEffect, "it runs musl's malloc, which has no settings"));
     }
     if !program.may_run(Kind::Glibc) || only_another(program) {
@@ -304,6 +304,8 @@ mod tests {
         let jemalloc = Program { kinds: [Kind::Jemalloc].into(), ..program() };
         let static_musl = Program { mapped: Default::default(), kinds: Default::default(), ..program() };
         assert_eq!(verdicts(static_musl, "MALLOC_ARENA_MAX=2"), [NoEffect]);
+        let debians_musl = Program { kinds: [Kind::Musl].into(), ..program() };
+        assert_eq!(verdicts(debians_musl, "MALLOC_ARENA_MAX=2"), [NoEffect]);
         assert_eq!(
             verdicts(jemalloc, "MALLOC_ARENA_MAX=2 GLIBC_TUNABLES=glibc.malloc.arena_max=2"),
             [NoEffect, NoEffect]
