@@ -189,7 +189,7 @@ fn a_busy_target_is_read_while_it_runs() {
         let mut child = build.start();
         child.ask("busy");
         let (mut found, mut rereads, mut unresolved, mut resident) = (0, 0, Bytes(0), Bytes(0));
-        for _ in 0..50 {
+        for _ in 0..20 {
             for heap in with_process(&child, false, |live| musl::find(live).unwrap()) {
                 assert_eq!(heap.corruptions, []);
                 adds_up(&heap);
@@ -200,9 +200,9 @@ fn a_busy_target_is_read_while_it_runs() {
             }
         }
         println!(
-            "{build:?}: {found} of 50 found, {rereads} read again, {unresolved} of {resident} unresolved"
+            "{build:?}: {found} of 20 found, {rereads} read again, {unresolved} of {resident} unresolved"
         );
-        assert!(found >= 40 && unresolved.0 < resident.0 / 4, "{build:?}: {unresolved} of {resident}");
+        assert!(found >= 19 && unresolved.0 < resident.0 / 4, "{build:?}: {unresolved} of {resident}");
     }
 }
 

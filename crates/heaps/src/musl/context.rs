@@ -8,7 +8,7 @@ use super::metas::{AREA, AREA_HEAD, META, METAS};
 use crate::data;
 use crate::glibc;
 use crate::reader::Reader;
-use crate::source::{Area, Fault, MemorySource, there};
+use crate::source::{Fault, MemorySource, there};
 
 /// More of a data segment in memory is not searched.
 const DATA_MOST: u64 = 32 << 20;
@@ -35,14 +35,9 @@ pub(super) struct Context {
     has_page_size: bool,
 }
 
-/// Whether there may be books: where glibc is, musl is not.
-pub(super) fn may_be(areas: &[Area]) -> bool {
-    !areas.iter().any(|area| glibc::is_libc(&area.path))
-}
-
-/// The books of `source`, if it has any.
+/// The books of `source`, if it has any. Where glibc is, musl is not.
 pub(super) fn find(source: &dyn MemorySource) -> Result<Option<Context>, Fault> {
-    if !may_be(source.areas()) {
+    if source.areas().iter().any(|area| glibc::is_libc(&area.path)) {
         return Ok(None);
     }
     let (mut data, mut reader) = (Reader::new(source), Reader::new(source));
@@ -67,14 +62,16 @@ impl Context {
     /// The books at `address`, if they are such.
     fn read(reader: &mut Reader<'_>, address: u64, has_page_size: bool) -> Result<Option<Context>, Fault> {
         for _ in 0..READS_MOST {
-            let Some([words, tail]) = Context::words(reader, address, has_page_size)? else {
+            let Some(words) = Context::words(reader, address, has_page_size)? else { return Ok(None) };
+            let [secret, head, tail] = [words[0], words[HEAD], words[TAIL]];
+            let is_page = |at: u64| at != 0 && at.is_multiple_of(AREA) && at < 1 << 56;
+            if !is_page(head) || !is_page(tail) || there(reader.u64(head))? != Some(secret) {
                 return Ok(None);
-            };
+            }
             let unused = words[AVAIL_COUNT];
-            let avail = words[TAIL] + AREA_HEAD + META * METAS.saturating_sub(unused);
-            let [next, count] = [tail[1], tail[2] & u64::from(u32::MAX)];
-            if unused <= METAS && words[AVAIL] == avail && next == 0 && count == METAS {
-                return Ok(Some(Context { address, secret: words[0], head: words[HEAD], has_page_size }));
+            let avail = tail + AREA_HEAD + META * METAS.saturating_sub(unused);
+            if unused <= METAS && words[AVAIL] == avail && Context::is_last(reader, secret, tail)? {
+                return Ok(Some(Context { address, secret, head, has_page_size }));
             }
             if reader.source().is_still() {
                 break;
@@ -85,27 +82,33 @@ impl Context {
         Ok(None)
     }
 
-    /// The words at `address` and of the last page of metas that they name, if the secret is the same.
+    /// Whether the last page of metas is at `tail`.
+    fn is_last(reader: &mut Reader<'_>, secret: u64, tail: u64) -> Result<bool, Fault> {
+        Ok(match words::<3>(reader, tail)? {
+            Some([check, next, count]) => check == secret && next == 0 && count as u32 == METAS as u32,
+            // It may be newer than the list of mappings.
+            None => !reader.source().is_still(),
+        })
+    }
+
+    /// The words at `address`, the page size left out; nothing if they cannot be books.
     fn words(
         reader: &mut Reader<'_>,
         address: u64,
         has_page_size: bool,
-    ) -> Result<Option<[[u64; WORDS]; 2]>, Fault> {
-        let behind = if has_page_size { 16 } else { 8 };
-        let Some(first) = words::<WORDS>(reader, address)? else { return Ok(None) };
-        let [secret, page_size, ..] = first;
+    ) -> Result<Option<[u64; WORDS]>, Fault> {
+        let Some([secret, page_size]) = words(reader, address)? else { return Ok(None) };
         let is_size = page_size.is_power_of_two() && (AREA..=AREA << 4).contains(&page_size);
-        let rest = words::<{ WORDS - 1 }>(reader, address.wrapping_add(behind))?;
-        let Some(rest) = rest.filter(|_| secret != 0 && (is_size || !has_page_size)) else { return Ok(None) };
-        let mut books = [secret; WORDS];
-        books[1..].copy_from_slice(&rest);
-        let [head, last] = [books[HEAD], books[TAIL]];
-        let is_page = |at: u64| at != 0 && at.is_multiple_of(AREA) && at < 1 << 56;
-        if !is_page(head) || !is_page(last) || there(reader.u64(head))? != Some(secret) {
+        if secret == 0 || has_page_size && !is_size {
             return Ok(None);
         }
-        let tail = words::<3>(reader, last)?.filter(|tail| tail[0] == secret);
-        Ok(tail.map(|[check, next, count]| [books, [check, next, count, 0, 0, 0, 0, 0, 0]]))
+        let behind = if has_page_size { 16 } else { 8 };
+        let rest = words::<{ WORDS - 1 }>(reader, address.wrapping_add(behind))?;
+        Ok(rest.map(|rest| {
+            let mut words = [secret; WORDS];
+            words[1..].copy_from_slice(&rest);
+            words
+        }))
     }
 
     /// The books as they are now; nothing where they make no sense, or are another process's.
@@ -128,6 +131,7 @@ fn words<const N: usize>(reader: &mut Reader<'_>, address: u64) -> Result<Option
 mod tests {
     use super::*;
     use crate::Image;
+    use crate::source::Area;
 
     const SECRET: u64 = 0x1234_5678_9abc_def0;
     const DATA: u64 = 0x10000;

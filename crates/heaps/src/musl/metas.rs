@@ -142,9 +142,14 @@ impl Group {
             && self.start < 1 << 56
     }
 
-    /// Whether it is sound and names its meta.
+    /// Whether it is sound and names its meta, as far as that is not swapped out.
     pub(super) fn is_settled(&self, reader: &mut Reader<'_>) -> Result<bool, Fault> {
-        Ok(self.is_sound() && there(reader.u64(self.start))? == Some(self.meta))
+        match reader.u64(self.start) {
+            Ok(meta) => Ok(self.is_sound() && meta == self.meta),
+            Err(Fault::Swapped(_)) => Ok(self.is_sound()),
+            Err(Fault::Unmapped(_)) => Ok(false),
+            Err(fault) => Err(fault),
+        }
     }
 }
 
@@ -157,8 +162,8 @@ pub(super) struct Metas {
     pub(super) groups: Vec<Group>,
     /// The page at which their list ends otherwise than it should.
     pub(super) broken: Option<u64>,
-    /// Whether there are more than are kept.
-    pub(super) more: bool,
+    /// Why those behind them were not read.
+    pub(super) more: Option<&'static str>,
 }
 
 impl Metas {
@@ -167,20 +172,24 @@ impl Metas {
         let (mut metas, mut known) = (Metas::default(), BTreeSet::new());
         let mut at = context.head;
         while at != 0 {
-            metas.more = metas.groups.len() + METAS as usize > GROUPS_MOST;
-            if metas.more {
+            if metas.groups.len() + METAS as usize > GROUPS_MOST {
+                metas.more = Some("it has more groups than are read");
                 break;
             }
-            let page = there(reader.bytes(at, AREA as usize))?.map(|page| page.as_chunks::<8>().0);
-            let is_new = at.is_multiple_of(AREA) && known.insert(at);
-            let Some([check, next, _, slots @ ..]) = page.filter(|_| is_new) else {
+            let page = match reader.bytes(at, AREA as usize) {
+                Err(Fault::Swapped(_)) => {
+                    metas.more = Some("part of its books is swapped out, and what they tell of is not read");
+                    break;
+                }
+                page => there(page)?.map(|page| page.as_chunks::<8>().0),
+            };
+            let is_ours = |check: &[u8; 8]| u64::from_le_bytes(*check) == context.secret;
+            let Some([_, next, _, slots @ ..]) = page.filter(|page| {
+                page.first().is_some_and(is_ours) && at.is_multiple_of(AREA) && known.insert(at)
+            }) else {
                 metas.broken = Some(at);
                 break;
             };
-            if u64::from_le_bytes(*check) != context.secret {
-                metas.broken = Some(at);
-                break;
-            }
             let places = (at + AREA_HEAD..).step_by(META as usize);
             let metas_of = slots.chunks_exact(META as usize / 8).zip(places);
             metas.groups.extend(metas_of.filter_map(|(words, meta)| Group::of(meta, words)));

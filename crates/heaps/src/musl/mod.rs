@@ -29,6 +29,10 @@
 //! file has them: never returnable. musl itself gives back nothing but groups that are free as a whole; there is no
 //! malloc_trim, so `returnable_by_trim` is not known.
 //!
+//! Damage is a byte behind a block that was written to, by which the program would end when it frees that block, or a
+//! group and a meta that disagree. A header that makes no sense is not: of a slot that is being handed out or freed it has
+//! none yet or no more, and who overruns a block meets the byte behind it first.
+//!
 //! Not read: oldmalloc (musl up to 1.2.0, and builds with --with-malloc=oldmalloc), the malloc of static programs that
 //! never free (lite_malloc.c), mallocng preloaded beside glibc. musl's lock and thread caches: the one is not needed to
 //! read, the others do not exist.
@@ -55,20 +59,16 @@ pub fn find_with_ranges(source: &dyn MemorySource) -> Result<Vec<Heap>, Fault> {
 }
 
 fn look(source: &dyn MemorySource, ranges: bool) -> Result<Vec<Heap>, Fault> {
-    if !context::may_be(source.areas()) {
-        return Ok(Vec::new());
-    }
+    let Some(context) = context::find(source)? else { return Ok(Vec::new()) };
     // Most groups have mappings of their own, which come and go.
     let now = Now::of(source)?;
     let source = now.as_ref().map_or(source, |now| now as &dyn MemorySource);
-    match context::find(source)? {
-        Some(context) => Ok(vec![walk::walk(source, &context, ranges)?]),
-        None => Ok(Vec::new()),
-    }
+    Ok(vec![walk::walk(source, &context, ranges)?])
 }
 
-/// What is said of memory of which an older musl has a part.
-pub(crate) const OLD: &str = "it runs on a musl before 1.2.1, or with oldmalloc, whose malloc is not read";
+/// What is said of memory of which an older musl may have a part.
+pub(crate) const OLD: &str =
+    "it runs on musl, and no books of mallocng are in memory: the malloc of musl before 1.2.1 is not read";
 
 /// Whether a process with `areas` runs on a musl that has another malloc: its dynamic linker, which is its C library, is
 /// mapped (ld-musl-x86_64.so.1, or libc.so where Debian has it), and mallocng, which is there from the start because of

@@ -30,9 +30,7 @@ pub(super) fn walk(source: &dyn MemorySource, context: &Context, ranges: bool) -
     let account = if ranges { account.with_ranges() } else { account };
     let (blocks, pages) = (Reader::new(source), metas.pages.as_slice());
     let mut walk = Walk { source, context, reader, blocks, account, heap, pages, end: 0 };
-    if metas.more {
-        walk.heap.notes.push(format!("it has more groups than the {} that were read", metas.groups.len()));
-    }
+    walk.heap.notes.extend(metas.more.map(str::to_owned));
     if let Some(page) = metas.broken {
         walk.odd(page..page, "the list of metas leads to a page that is none");
     }
@@ -149,8 +147,8 @@ impl Walk<'_> {
                 self.live(own, Some(asked));
                 self.odd(at..at, "something was written behind a block");
             }
-            Slot::Odd => self.odd(own.start + 4..own.end + 4, "a block's header makes no sense"),
-            Slot::Group(_) => {}
+            // Not damage: a slot is marked as taken before its header is written, and as free after.
+            Slot::Odd | Slot::Group(_) => self.heap.certainty.unresolved += Bytes(group.stride()),
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ static void survivors(void)
 
 static void every_size(void)
 {
-    for (size_t size = 0; size < 20000000; size += 1 + size / 7)
+    for (size_t size = 0; size < 2000000; size += 1 + size / 7)
         for (int i = 0; i < 12; i++) take(size);
     for (size_t i = 0; i < count; i++)
         if (draw(3)) drop(i);
@@ -46,8 +46,8 @@ static void small(void)
 
 static void large(void)
 {
-    for (int i = 0; i < 400; i++) take((20 << 10) + draw(200 << 10));
-    for (int i = 0; i < 20; i++) take((200 << 10) + draw(30 << 20));
+    for (int i = 0; i < 200; i++) take((20 << 10) + draw(200 << 10));
+    for (int i = 0; i < 20; i++) take((200 << 10) + draw(4 << 20));
     for (size_t i = 0; i < count; i += 2) drop(i);
 }
 
@@ -60,13 +60,13 @@ static void middling(void)
 
 static void huge(void)
 {
-    take(100), take(34 << 20), take(100 << 20), take(40 << 20);
+    take(100), take(3 << 20), take(30 << 20), take(4 << 20);
     drop(2);
 }
 
 static void aligned(void)
 {
-    for (int turn = 0; turn < 20; turn++)
+    for (int turn = 0; turn < 5; turn++)
         for (size_t alignment = 32; alignment <= 64 << 20; alignment *= 2) {
             void *block;
             size_t size = 24 * alignment % (1 << 20) + draw(5000);
@@ -79,7 +79,7 @@ static void aligned(void)
 /* Grown, moved and shrunk in place. */
 static void reallocated(void)
 {
-    for (int i = 0; i < 3000; i++) take(1 + draw(draw(10) ? 5000 : 300000));
+    for (int i = 0; i < 1000; i++) take(1 + draw(draw(10) ? 5000 : 300000));
     for (size_t i = 0; i < count; i++) resize(i, 1 + draw(2) * draw(400000) + blocks[i].size / 2);
     for (size_t i = 0; i < count; i += 3) drop(i);
 }
@@ -190,6 +190,7 @@ int main(void)
             printf("@ready %zu\n", (size_t)(uintptr_t)behind);
         } else if (!strcmp(line, "busy")) {
             pthread_t thread;
+            take(1);
             for (uintptr_t i = 0; i < 4; i++) pthread_create(&thread, NULL, busy, (void *)i);
             printf("@ready\n");
         }
