@@ -89,9 +89,9 @@ fn builds() -> Vec<Build> {
             println!("skipped: musl {name}: no {}, or no musl-gcc", dir.display());
             continue;
         }
-        let shared = dir.to_string_lossy().replace("/usr/lib/", "/lib/");
-        let has_libc = |dir: &Path| dir.join("libc.so").exists();
-        let shared = [dir.clone(), shared.into()].into_iter().find(|dir| has_libc(dir)).unwrap();
+        // Debian 11 has it in /lib, which was not yet the same.
+        let shared = [dir.clone(), dir.join("../../../lib/x86_64-linux-musl")];
+        let shared = shared.into_iter().find(|dir| dir.join("libc.so").exists()).unwrap();
         builds.push(Build { name, dir: shared, is_static: false });
         builds.push(Build { name, dir, is_static: true });
     }

@@ -34,8 +34,8 @@ impl Groups {
         while let Some((group, inside, others)) = split_first(rest) {
             let is_kept = group.is_sound() && group.is_mapping();
             rest = if is_kept { others } else { &rest[1..] };
-            let has_free = (0..group.slots()).any(|index| group.is_free(index));
-            if !is_kept || !(has_free || inside.len() > 1) {
+            // Groups in slots are smaller than a page, and each begins with what is not free.
+            if !is_kept || !(0..group.slots()).any(|index| group.is_free(index)) {
                 continue;
             }
             let start = groups.len();

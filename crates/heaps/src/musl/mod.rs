@@ -20,7 +20,8 @@
 //!   had (offsets are cycled to make use after free show; after a page is dropped they begin anew).
 //! - get_nominal_size() for a live block before it: the byte behind a slot, which is that same byte at -4, must be 0.
 //! - get_meta() for a block that is freed twice: the 16 bytes before it are on one page. Dropped, they lead to a meta at
-//!   address 0, where the program ends as it would have ended by the 255 that stood there.
+//!   address 0, or to what was written there since and has not the secret: the program ends there, as it would have ended
+//!   by the 255 that stood there.
 //! - calloc(): it takes memory to be zero only in groups of one slot that are smaller than their class or have none
 //!   (is_allzero), which are unmapped when they are freed; else it writes zeroes, or sees that there are (mal0_clear).
 //!
