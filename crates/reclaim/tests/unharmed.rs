@@ -104,7 +104,7 @@ fn a_static_program() {
     answers_well("static", Command::new(program).arg("2"), "0 0");
 }
 
-/// Threads at work and a storm of signals, on musl's malloc, shared and in the program.
+/// Threads at work, a storm of signals and forks all the time, on musl's malloc, shared and in the program.
 #[test]
 fn programs_on_musl() {
     if !installed("musl-gcc") {
@@ -115,14 +115,20 @@ fn programs_on_musl() {
         answers_well(&format!("{name}, threads"), Command::new(&program).arg("4"), "0 0");
         answers_well(&format!("{name}, signals"), Command::new(&program).args(["2", "signals"]), "0 0");
     }
+    // A static one that sets no signal's action is left alone.
+    forks_well("musl, forks", &build_as("busy-musl", "../heaps/tests/programs/busy.c", &[MUSL]));
 }
 
 #[test]
 fn one_that_forks_all_the_time() {
-    let program = build("../heaps/tests/programs/busy.c");
+    forks_well("forks", &build("../heaps/tests/programs/busy.c"));
+}
+
+/// A program that checks its blocks and those of its children.
+fn forks_well(name: &str, program: &Path) {
     let child = Child::spawn(Command::new("nice").args(["-n", "19"]).arg(program).arg("threads"));
-    take_back("forks", child.pid());
-    assert!(child.wait().success(), "a block was damaged");
+    take_back(name, child.pid());
+    assert!(child.wait().success(), "{name}: a block was damaged");
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //! itself back; a `syscall` instruction in a function that then returns; and the functions to call, by name.
 //!
 //! The first two are found by their bytes in the C library's code, glibc's or musl's, or, where none is mapped, in that of
-//! the program itself, which may have one of them in it. No other file is read: to read code is to bring it into the target's memory.
+//! the program itself, which may have one of them in it; a static one on musl that sets no signal's action has not the
+//! first, and is left alone. No other file is read: to read code is to bring it into the target's memory.
 
 use super::levers::Function;
 use ebbtide_heaps::{Area, Live, MemorySource};
