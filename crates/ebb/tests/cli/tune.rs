@@ -255,47 +255,42 @@ fn on_a_small_disk(fake: &FakeRoot, script: &str) -> Option<String> {
     Some(text)
 }
 
-#[test]
-fn a_full_disk_refuses_a_change_and_not_an_undo() {
+/// Changes a setting, makes the disk of undo records bad by `spoil`, and undoes: what was changed is as before, and what
+/// cannot be recorded is not changed.
+fn undone_on_a_bad_disk(spoil: &str, then: &str) -> Option<String> {
     let fake = machine();
-    let Some(text) = on_a_small_disk(
+    let text = on_a_small_disk(
         &fake,
-        "$EBB tune --root $ROOT vm.vfs_cache_pressure=150 --apply || exit 1\n\
-         fill $STATE\n\
-         $EBB tune --root $ROOT vm.swappiness=10 --apply; echo \"code $?\"\n\
-         ls -A $STATE/undo | wc -l\n\
-         $EBB tune --root $ROOT --undo || exit 2\n\
-         ls -A $STATE/undo | wc -l",
-    ) else {
-        return;
-    };
-    assert!(text.contains("nothing was changed, as the undo record cannot be written"), "{text}");
-    assert!(text.contains("code 2\n1\n") && text.contains("set back to 100\n0\n"), "{text}");
+        &format!(
+            "$EBB tune --root $ROOT vm.vfs_cache_pressure=150 --apply || exit 1\n{spoil}\n\
+             $EBB tune --root $ROOT vm.swappiness=10 --apply; echo \"code $?\"\n{then}"
+        ),
+    )?;
+    assert!(text.contains("code 2") && text.contains("set back to 100"), "{text}");
     assert_eq!(
         (value(&fake, PRESSURE).as_str(), value(&fake, "proc/sys/vm/swappiness").as_str()),
         ("100", "60")
     );
+    Some(text)
+}
+
+#[test]
+fn a_full_disk_refuses_a_change_and_not_an_undo() {
+    let count = "ls -A $STATE/undo | wc -l";
+    let then = format!("{count}\n$EBB tune --root $ROOT --undo || exit 2\n{count}");
+    let Some(text) = undone_on_a_bad_disk("fill $STATE", &then) else { return };
+    assert!(text.contains("nothing was changed, as the undo record cannot be written"), "{text}");
+    assert!(text.contains("code 2\n1\n") && text.contains("set back to 100\n0\n"), "{text}");
 }
 
 #[test]
 fn a_disk_that_became_read_only_does_not_keep_a_setting() {
-    let fake = machine();
-    let Some(text) = on_a_small_disk(
-        &fake,
-        "$EBB tune --root $ROOT vm.vfs_cache_pressure=150 --apply || exit 1\n\
-         mount -o remount,ro $STATE || exit 77\n\
-         $EBB tune --root $ROOT vm.swappiness=10 --apply; echo \"code $?\"\n\
-         $EBB tune --root $ROOT --undo || exit 2\n\
-         $EBB tune --root $ROOT --undo || exit 3",
-    ) else {
+    let spoil = "mount -o remount,ro $STATE || exit 77";
+    let undo = "$EBB tune --root $ROOT --undo";
+    let Some(text) = undone_on_a_bad_disk(spoil, &format!("{undo} || exit 2\n{undo} || exit 3")) else {
         return;
     };
-    assert!(text.contains("code 2") && text.contains("set back to 100"), "{text}");
     assert!(text.contains("is 100 already") && text.contains("does no harm"), "{text}");
-    assert_eq!(
-        (value(&fake, PRESSURE).as_str(), value(&fake, "proc/sys/vm/swappiness").as_str()),
-        ("100", "60")
-    );
 }
 
 #[test]

@@ -261,29 +261,35 @@ mod tests {
         remark.verdict
     }
 
+    /// That all of `lines`, "key=value key=value", are judged so.
+    pub(super) fn all(fake: &FakeRoot, expected: Verdict, lines: &str) {
+        for line in lines.split(' ') {
+            let (key, value) = line.split_once('=').unwrap();
+            assert_eq!(verdict(fake, &[], key, value), expected, "{line}");
+        }
+    }
+
     #[test]
     fn what_values_do_here() {
         use Verdict::*;
         let fake = machine();
-        for (key, value, expected) in [
-            ("vm.swappiness", "10", NoEffect),
-            ("vm.page-cluster", "0", NoEffect),
-            ("vm.vfs_cache_pressure", "0", Harmful),
-            ("vm.vfs_cache_pressure", "100000", Harmful),
-            ("vm.vfs_cache_pressure", "500", Doubtful),
-            ("vm.vfs_cache_pressure", "50", Effective),
-            ("vm.max_map_count", "262144", Effective),
-            ("vm.max_map_count", "1000", Harmful),
-            ("vm.zone_reclaim_mode", "1", NoEffect),
-            ("vm.zone_reclaim_mode", "0", Effective),
-            ("vm.panic_on_oom", "1", Harmful),
-            ("vm.drop_caches", "3", Harmful),
-            ("vm.compaction_proactiveness", "100", Doubtful),
-            ("vm.oom_kill_allocating_task", "1", Doubtful),
-            ("vm.anything", "x", Effective),
-        ] {
-            assert_eq!(verdict(&fake, &[], key, value), expected, "{key}={value}");
-        }
+        all(&fake, NoEffect, "vm.swappiness=10 vm.page-cluster=0 vm.zone_reclaim_mode=1");
+        all(
+            &fake,
+            Harmful,
+            "vm.vfs_cache_pressure=0 vm.vfs_cache_pressure=100000 vm.max_map_count=1000 \
+             vm.panic_on_oom=1 vm.drop_caches=3",
+        );
+        all(
+            &fake,
+            Doubtful,
+            "vm.vfs_cache_pressure=500 vm.compaction_proactiveness=100 vm.oom_kill_allocating_task=1",
+        );
+        all(
+            &fake,
+            Effective,
+            "vm.vfs_cache_pressure=50 vm.max_map_count=262144 vm.zone_reclaim_mode=0 vm.anything=x",
+        );
         let fake =
             fake.file("proc/swaps", "Filename Type Size Used Priority\n/dev/sda2 partition 1000 0 -2\n");
         assert_eq!(verdict(&fake, &[], "vm.swappiness", "10"), Effective);

@@ -127,7 +127,7 @@ pub(crate) fn own_min_free(total: Bytes) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{machine, verdict};
+    use super::super::tests::{all, machine, verdict};
     use super::*;
     use Verdict::*;
 
@@ -150,17 +150,9 @@ mod tests {
     #[test]
     fn what_is_kept_free() {
         let fake = machine();
-        for (key, value, expected) in [
-            ("vm.min_free_kbytes", "512", Harmful),
-            ("vm.min_free_kbytes", "16384", Effective),
-            ("vm.min_free_kbytes", "2097152", Harmful),
-            ("vm.watermark_scale_factor", "200", Effective),
-            ("vm.watermark_scale_factor", "1000", Doubtful),
-            ("vm.nr_hugepages", "100", Effective),
-            ("vm.nr_hugepages", "6000", Harmful),
-        ] {
-            assert_eq!(verdict(&fake, &[], key, value), expected, "{key}={value}");
-        }
+        all(&fake, Harmful, "vm.min_free_kbytes=512 vm.min_free_kbytes=2097152 vm.nr_hugepages=6000");
+        all(&fake, Effective, "vm.min_free_kbytes=16384 vm.watermark_scale_factor=200 vm.nr_hugepages=100");
+        all(&fake, Doubtful, "vm.watermark_scale_factor=1000");
         assert_eq!(own_min_free(Bytes::from_gib(16)), 16_384);
         assert_eq!(own_min_free(Bytes::ZERO), 128);
     }

@@ -50,23 +50,18 @@ impl Host<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::Verdict::*;
-    use super::super::tests::{machine, verdict};
+    use super::super::tests::{all, machine, verdict};
 
     #[test]
     fn thresholds() {
         let fake = machine();
-        for (key, value, expected) in [
-            ("vm.dirty_ratio", "10", Effective),
-            ("vm.dirty_ratio", "80", Doubtful),
-            ("vm.dirty_ratio", "0", Doubtful),
-            ("vm.dirty_bytes", "268435456", Effective),
-            ("vm.dirty_bytes", "0", NoEffect),
-            ("vm.dirty_background_ratio", "5", Effective),
-            ("vm.dirty_background_ratio", "20", NoEffect),
-            ("vm.dirty_background_bytes", "9000000000", NoEffect),
-        ] {
-            assert_eq!(verdict(&fake, &[], key, value), expected, "{key}={value}");
-        }
+        all(&fake, Effective, "vm.dirty_ratio=10 vm.dirty_bytes=268435456 vm.dirty_background_ratio=5");
+        all(&fake, Doubtful, "vm.dirty_ratio=80 vm.dirty_ratio=0");
+        all(
+            &fake,
+            NoEffect,
+            "vm.dirty_bytes=0 vm.dirty_background_ratio=20 vm.dirty_background_bytes=9000000000",
+        );
         let small = [("vm.dirty_bytes", "1048576")];
         assert_eq!(verdict(&fake, &small, "vm.dirty_background_bytes", "2097152"), NoEffect);
     }
