@@ -5,7 +5,7 @@
 //! Whatever is wrong with the journal, giving back never waits for it longer than [`PATIENCE`] nor fails: the caller is
 //! told what is wrong, as text for a warning. Reading takes any bytes: lines that make no sense are counted.
 
-use crate::report::Report;
+use crate::report::{Report, Setting};
 use crate::slow::patiently;
 use crate::{durable, state};
 use ebbtide_observe::{Bytes, ReadError, Root};
@@ -88,6 +88,9 @@ pub struct Pulled {
     /// Why not to the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub short: Option<String>,
+    /// What it set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<Setting>,
 }
 
 /// One thing that was done.
@@ -149,6 +152,7 @@ impl Entry {
             predicted_bytes: lever.predicted,
             returned_bytes: lever.returned,
             short: lever.short.clone(),
+            settings: lever.settings.clone(),
         });
         self.levers = pulled.collect();
     }

@@ -20,5 +20,5 @@ mod swap;
 pub mod tune;
 
 pub use refused::{LeverError, Refusal};
-pub use report::{Blocks, Lever, Report};
+pub use report::{Blocks, Lever, Report, Setting};
 pub use slow::Terms;

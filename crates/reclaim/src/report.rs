@@ -1,7 +1,7 @@
 //! What was planned and what came of it, in the shape of the JSON contract.
 
 use ebbtide_observe::Bytes;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use std::time::{Duration, Instant};
 
 /// One lever: planned, and where it was applied, what it did.
@@ -33,9 +33,27 @@ pub struct Lever {
     /// What it makes, where that is no memory.
     #[serde(flatten)]
     pub blocks: Option<Blocks>,
+    /// What it sets, until the process ends.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<Setting>,
     /// The command that takes it back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub undo: Option<String>,
+}
+
+/// A setting of an allocator inside a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// As the allocator's manual has it: "M_TRIM_THRESHOLD", "arena.<i>.dirty_decay_ms".
+    pub name: String,
+    /// Of how many parts of the heap: arenas.
+    pub parts: u64,
+    /// What it was; `None` where that is not known yet.
+    pub before: Option<i64>,
+    /// What it shall be.
+    pub set: i64,
+    /// What it was found to be afterwards; `None` where it was not set.
+    pub after: Option<i64>,
 }
 
 /// Free blocks as large as a huge page, which compaction puts together.
@@ -63,6 +81,7 @@ impl Lever {
             stops: 0,
             short: None,
             blocks: None,
+            settings: Vec::new(),
             undo: None,
         }
     }

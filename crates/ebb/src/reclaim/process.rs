@@ -20,6 +20,8 @@ pub(super) fn run(root: &Root, target: &str, args: &ReclaimArgs) -> anyhow::Resu
         max_stop: args.max_stop.unwrap_or(usual.max_stop),
         patience: args.patience.unwrap_or(usual.patience),
         collect: args.gc,
+        defragment: args.activedefrag.then(|| args.patience.unwrap_or(recorded::PATIENCE)),
+        lasting: args.lasting,
     };
     let (kind, name) = ("process".to_owned(), Some(status.name.to_string()));
     let target = Target { kind, name, pid: Some(pid), path: None };

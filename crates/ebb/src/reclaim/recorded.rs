@@ -13,7 +13,7 @@ use std::io::Write;
 use std::time::Duration;
 
 /// How long the kernel is waited for, where nothing else is said.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Does `act` to `target` and records it; a dry run is not recorded.
 pub(super) fn recorded(

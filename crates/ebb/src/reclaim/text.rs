@@ -4,7 +4,7 @@ use crate::escape::escape;
 use crate::render::{self, Page};
 use ebbtide_observe::Bytes;
 use ebbtide_reclaim::journal::Target;
-use ebbtide_reclaim::{Lever, Report};
+use ebbtide_reclaim::{Lever, Report, Setting};
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -16,6 +16,9 @@ pub(super) fn text(page: Page, target: &Target, report: &Report) -> String {
     line(&mut out, 0, &format!("{}: {}", named(target), summary(report)));
     for lever in &report.levers {
         line(&mut out, 2, &said(lever, target.pid.is_some()));
+        for setting in &lever.settings {
+            line(&mut out, 4, &set(setting));
+        }
         if let Some(undo) = &lever.undo {
             // A command is not broken: it is copied.
             let _ = writeln!(out, "    undo: {}", escape(undo));
@@ -25,6 +28,18 @@ pub(super) fn text(page: Page, target: &Target, report: &Report) -> String {
         line(&mut out, 2, note);
     }
     out
+}
+
+/// "M_TRIM_THRESHOLD: 62922752, now 131072".
+fn set(setting: &Setting) -> String {
+    let Setting { name, parts, before, set, after } = setting;
+    let parts = if *parts == 1 { String::new() } else { format!(" of {parts} arenas") };
+    match (before, after) {
+        (Some(before), Some(after)) if before == after => format!("{name}{parts}: {after}, left as it is"),
+        (Some(before), Some(after)) => format!("{name}{parts}: {before}, now {after}"),
+        (Some(before), None) => format!("{name}{parts}: {before}, would be {set}"),
+        (None, _) => format!("{name}{parts}: would be {set}"),
+    }
 }
 
 /// A target in a few words.
@@ -72,6 +87,10 @@ fn said(lever: &Lever, process: bool) -> String {
     let Lever { id, on, predicted, unforeseen, returned, cost, longest_stop, stops, short, blocks, .. } =
         lever;
     let mut text = match (returned, blocks) {
+        _ if !lever.settings.is_empty() => match returned {
+            None => format!("{id}: {on}; {cost}"),
+            Some(_) => format!("{id}: {on}"),
+        },
         (None, None) if *unforeseen => format!("{id}: {on}; {cost}"),
         (None, None) => format!("{id}: {predicted} of {on}; {cost}"),
         (None, Some(_)) => format!("{id}: {on}; {cost}"),

@@ -46,6 +46,11 @@ impl Arenas {
         Ok(found)
     }
 
+    /// Where they are.
+    pub(super) fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
     /// Their books now; nothing if they do not make sense. `source` stands still.
     pub fn now<'s>(&'s self, source: &'s dyn MemorySource) -> Result<Option<ArenasNow<'s>>, Fault> {
         let mut reader = Reader::new(source);

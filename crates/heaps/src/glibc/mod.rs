@@ -26,7 +26,7 @@ mod outline;
 mod quick;
 #[cfg(test)]
 mod tests;
-
+mod tunables;
 mod walk;
 
 use crate::account::{Account, RANGES_MOST};
@@ -45,6 +45,7 @@ use main_arena::Main;
 use marks::Marks;
 use outline::{Drawn, Outline, Thread};
 use std::ops::Range;
+pub use tunables::Tunables;
 use walk::{Walk, Whose};
 
 /// The glibc heaps of `source`: one for each libc in it that was ever asked for memory; none where there is no

@@ -12,44 +12,76 @@ use ebbtide_sys::freeze::{self, FreezeError};
 use std::time::{Duration, Instant};
 
 /// The call itself may take so long; then it is left to end by itself. malloc_trim goes through 1 GB in 30 ms.
-const CALL_MOST: Duration = Duration::from_secs(2);
+pub(super) const CALL_MOST: Duration = Duration::from_secs(2);
 /// Between two looks for a thread at rest.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// Calls `function` in `process`.
 pub(super) fn call(process: &Process, code: &Code, options: &Options, function: &Function) -> Done {
     let mut done = Done::default();
-    let Some(address) = code::function(process, function) else {
-        done.short = Some(format!("no file of it has {} among its symbols", function.names[0]));
-        return done;
-    };
-    let began = Instant::now();
-    for turn in 0.. {
-        match (Attempt { process, code, options, address, function }).make(turn, &mut done) {
-            Ok(()) => break,
-            Err(why) if began.elapsed() > options.patience => {
-                done.short = Some(why);
-                break;
-            }
-            Err(_) if done.short.is_some() => break,
-            Err(_) => std::thread::sleep(PAUSE),
+    by_thread(process, code, options, function, &mut done, &|borrowed, address| {
+        let mut args = function.args;
+        if let Some(text) = function.text {
+            let bytes: Vec<u8> = text.bytes().chain([0]).collect();
+            args[0] = borrowed.beside(&bytes)?;
         }
-    }
+        borrowed.call(address, args, CALL_MOST)
+    });
     done
 }
 
+/// What a borrowed thread does with a function's address.
+pub(super) type Act<'a, T> = dyn Fn(&mut Borrowed<'_>, u64) -> Result<T, BorrowError> + Sync + 'a;
+
+/// Has a thread do `act` with `function`, once; how that went is added to `done`. `None` where `done` says why not.
+pub(super) fn by_thread<T: Send>(
+    process: &Process,
+    code: &Code,
+    options: &Options,
+    function: &Function,
+    done: &mut Done,
+    act: &Act<'_, T>,
+) -> Option<T> {
+    let Some(address) = code::function(process, function) else {
+        done.short = Some(format!("no file of it has {} among its symbols", function.names[0]));
+        return None;
+    };
+    let (began, mut turn) = (Instant::now(), 0);
+    loop {
+        match (Attempt { process, code, options, address, act }).make(turn, done) {
+            Ok(Ok(result)) => return Some(result),
+            // It is not made twice.
+            Ok(Err(error)) => {
+                let name = function.names[0];
+                done.is_begun = true;
+                done.short = Some(match error {
+                    BorrowError::Late => format!("{name} takes longer than {CALL_MOST:?} and goes on"),
+                    other => format!("{name}: {other}"),
+                });
+                return None;
+            }
+            Err(why) if began.elapsed() > options.patience => {
+                done.short = Some(why);
+                return None;
+            }
+            Err(_) => std::thread::sleep(PAUSE),
+        }
+        turn += 1;
+    }
+}
+
 /// One attempt.
-struct Attempt<'a> {
+struct Attempt<'a, T> {
     process: &'a Process,
     code: &'a Code,
     options: &'a Options,
     address: u64,
-    function: &'a Function,
+    act: &'a Act<'a, T>,
 }
 
-impl Attempt<'_> {
-    /// An error says why there was no call, and another attempt may be made unless `done` says that it is over.
-    fn make(&self, turn: usize, done: &mut Done) -> Result<(), String> {
+impl<T: Send> Attempt<'_, T> {
+    /// What came of the call; an error says why there was none, and another attempt may be made.
+    fn make(&self, turn: usize, done: &mut Done) -> Result<Result<T, BorrowError>, String> {
         let pid = self.process.pid();
         let (resting, busy) = self.threads()?;
         let called = match (resting.first(), busy.len()) {
@@ -71,20 +103,7 @@ impl Attempt<'_> {
         })?;
         done.longest_stop = done.longest_stop.max(stop);
         done.stops += 1;
-        match called {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => {
-                // The call was begun: it is not made twice.
-                let name = self.function.names[0];
-                let why = match error {
-                    BorrowError::Late => format!("{name} takes longer than {CALL_MOST:?} and goes on"),
-                    other => format!("{name}: {other}"),
-                };
-                done.short = Some(why.clone());
-                Err(why)
-            }
-            Err(why) => Err(why),
-        }
+        called
     }
 
     /// The threads that may make the call now, and those that are not at rest.
@@ -96,15 +115,11 @@ impl Attempt<'_> {
     }
 
     /// Has thread `tid`, which stands still, make the call, if it is at rest: it may have gone on since.
-    fn call(&self, stopped: &freeze::Stopped<'_>, tid: u32) -> Result<Result<(), BorrowError>, String> {
+    fn call(&self, stopped: &freeze::Stopped<'_>, tid: u32) -> Result<Result<T, BorrowError>, String> {
         let (resting, _) = self.threads()?;
         let same = resting.into_iter().find(|resting| resting.tid == tid);
         let stack = same.ok_or("no thread of it stays at rest")?.stack;
         let mut borrowed = Borrowed::borrow(stopped, tid, self.code.restorer, stack, false).map_err(said)?;
-        let mut args = self.function.args;
-        if let Some(text) = self.function.text {
-            args[0] = borrowed.text(text).map_err(said)?;
-        }
-        Ok(borrowed.call(self.address, args, CALL_MOST))
+        Ok((self.act)(&mut borrowed, self.address))
     }
 }

@@ -23,7 +23,7 @@ pub(super) struct Function {
 }
 
 impl Function {
-    const fn plain(name: &'static [&'static str], beside: &'static str, first: u64) -> Function {
+    pub(super) const fn plain(name: &'static [&'static str], beside: &'static str, first: u64) -> Function {
         Function { names: name, beside, text: None, args: [first, 0, 0, 0, 0, 0] }
     }
 }
@@ -43,6 +43,12 @@ pub(super) enum Way {
     Jvm(&'static str),
     /// A thread of the Python does it, by itself.
     Python(Requests),
+    /// Redis purges its jemalloc itself.
+    Redis,
+    /// Redis moves its blocks together.
+    Defragment,
+    /// Settings of this allocator.
+    Lasting(Kind),
 }
 
 /// `malloc_trim(0)`.
@@ -51,7 +57,7 @@ const GLIBC: Function = Function::plain(&["malloc_trim"], "gnu_get_libc_version"
 const EBBTIDE: Function = Function::plain(&["malloc_trim"], "ebbtide_stats", 0);
 /// `mallctl("arena.4096.purge", NULL, NULL, NULL, 0)`: MALLCTL_ARENAS_ALL (jemalloc.h, 5.0 and later). Redis and Rust
 /// programs that have a jemalloc of their own give its functions a prefix.
-const JEMALLOC: Function = Function {
+pub(super) const JEMALLOC: Function = Function {
     names: &["mallctl", "je_mallctl", "_rjem_mallctl"],
     beside: "",
     text: Some("arena.4096.purge"),
@@ -66,12 +72,14 @@ const MIMALLOC: Function = Function::plain(&["mi_collect"], "", 1);
 /// Parallel and G1 collectors).
 const FREE_MOST: f64 = 0.7;
 
+/// Redis's own command, over its socket.
+pub(super) const PURGE: &str = "jemalloc's free pages, by MEMORY PURGE";
 const LOCKED: &str = "each arena is locked while it is gone through: 7 to 11 ms for 300 MB (glibc 2.36)";
 const STOPS: &str = "all threads stop for a moment, as often as it takes";
 
 /// How long the thread that calls an allocator's function is held up by dropping pages: 0.22 us for each (malloc_trim of
 /// glibc 2.36 on Linux 6.18: 5.4 ms for 96 MiB in one chunk; jemalloc's purge: 13 ms for 190 MiB on a busy machine).
-fn dropping_takes(bytes: Bytes) -> Duration {
+pub(super) fn dropping_takes(bytes: Bytes) -> Duration {
     Duration::from_nanos((bytes.0 / 4096).saturating_mul(220))
 }
 
@@ -87,6 +95,8 @@ pub(super) struct Planner {
     pub(super) max_stop: Duration,
     /// Whether a seccomp filter watches its system calls: then no function is called, which makes who knows which.
     pub(super) is_filtered: bool,
+    /// Whether it is a Redis, which can be asked.
+    pub(super) is_redis: bool,
     /// What its JVM counts, if it runs one.
     pub(super) jvm: Option<Jvm>,
 }
@@ -138,6 +148,10 @@ impl Planner {
             Kind::Musl => {
                 vec![(lever("musl-pages", "free slots of musl's malloc", returnable, STOPS), Way::Slots)]
             }
+            Kind::Jemalloc if self.is_redis && self.is_filtered => {
+                let cost = "Redis answers nobody while its dirty and muzzy pages are dropped";
+                vec![(lever("redis-purge", PURGE, by_trim, cost), Way::Redis)]
+            }
             Kind::Jemalloc => {
                 let cost = "each arena is locked while its dirty and muzzy pages are dropped";
                 vec![(lever("jemalloc-purge", "jemalloc's free pages", by_trim, cost), Way::Call(&JEMALLOC))]
@@ -175,7 +189,7 @@ impl Planner {
             ));
             levers.retain(|(_, way)| !matches!(way, Way::Call(_)));
         }
-        for (lever, _) in levers.iter_mut().filter(|(_, way)| matches!(way, Way::Call(_))) {
+        for (lever, _) in levers.iter_mut().filter(|(_, way)| matches!(way, Way::Call(_) | Way::Redis)) {
             let takes = dropping_takes(lever.predicted);
             if takes > self.max_stop {
                 let takes = takes.as_millis() + 1;

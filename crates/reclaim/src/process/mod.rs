@@ -12,9 +12,11 @@
 mod call;
 mod code;
 mod jvm;
+mod lasting;
 mod levers;
 mod pages;
 mod python;
+mod redis;
 mod rest;
 
 use crate::report::{Lever, Report};
@@ -24,7 +26,7 @@ use ebbtide_heaps::cpython::Requests;
 use ebbtide_heaps::{Look, LookError, luajit, musl};
 use ebbtide_observe::process::Process;
 use ebbtide_observe::{Bytes, ReadError};
-use levers::{Planner, Way};
+use levers::{Function, Planner, Way};
 use std::cell::OnceCell;
 use std::time::{Duration, Instant};
 
@@ -39,12 +41,16 @@ pub struct Options {
     pub patience: Duration,
     /// Have its runtime collect first, which stops the program for as long as that takes.
     pub collect: bool,
+    /// Have a Redis defragment for so long at most.
+    pub defragment: Option<Duration>,
+    /// Set its allocator so that less is kept from now on, until the process ends.
+    pub lasting: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let (max_stop, patience) = (Duration::from_millis(5), Duration::from_secs(5));
-        Options { dry_run: false, max_stop, patience, collect: false }
+        Options { dry_run: false, max_stop, patience, collect: false, defragment: None, lasting: false }
     }
 }
 
@@ -71,18 +77,27 @@ pub fn reclaim(process: &Process, options: &Options) -> Result<Report, ReclaimEr
         return Err(ReclaimError::Forbidden(why.to_owned()));
     }
     let (max_stop, is_filtered) = (options.max_stop, code::is_filtered(process)?);
-    let planner = Planner { max_stop, is_filtered, jvm: process.jvm().ok().flatten() };
+    let is_redis = redis::is_server(process);
+    let planner = Planner { max_stop, is_filtered, is_redis, jvm: process.jvm().ok().flatten() };
     let mut notes = Vec::new();
     let mut hand = if options.dry_run { None } else { Some(Hand::new(process, options)?) };
     let mut plan: Vec<Step> =
         collection(process, options, &planner, &look, &mut notes)?.into_iter().collect();
+    match options.defragment {
+        Some(_) if is_redis => plan.push((redis::defragmentation(process, options), Way::Defragment)),
+        Some(_) => notes.push("it is no Redis that could be told to defragment".to_owned()),
+        None => {}
+    }
     if let Some(hand) = hand.as_mut().filter(|_| !plan.is_empty()) {
         hand.apply(&mut plan)?;
-        // What was garbage then is its allocators' now.
+        // What was garbage then, or fragments, is its allocators' now.
         look = Look::into(process, false)?;
     }
     let heaps = look.known().filter(|heap| heap.figures.returnable > Bytes::ZERO);
     let mut rest: Vec<Step> = heaps.flat_map(|heap| planner.levers(heap, &mut notes)).collect();
+    if options.lasting {
+        rest.extend(lasting::plan(process, &look, &planner, &mut notes)?);
+    }
     if let Some(hand) = &mut hand {
         hand.apply(&mut rest)?;
     }
@@ -153,7 +168,17 @@ impl<'p> Hand<'p> {
         let done = match way {
             Way::Jvm(command) => jvm::ask(process, command, options.patience),
             Way::Python(requests) => python::collect(process, options, requests),
-            Way::Call(function) => call::call(process, self.code()?, options, function),
+            Way::Call(function) => match self.code() {
+                Ok(code) => self.call(code, function, lever),
+                Err(ReclaimError::Forbidden(why)) if self.can_ask(function) => self.instead(lever, why),
+                Err(error) => return Err(error),
+            },
+            Way::Redis => redis::purge(process, options),
+            Way::Defragment => {
+                let patience = options.defragment.unwrap_or(options.patience);
+                redis::defragment(process, patience, &mut lever.undo)
+            }
+            Way::Lasting(kind) => lasting::set(process, self.code()?, options, *kind, &mut lever.settings)?,
             Way::Arenas { all } => {
                 let arenas = pages::Arenas::find(&live(process)?, *all).map_err(LookError::from)?;
                 pages::give_back(process, self.code()?, options, &arenas)
@@ -176,6 +201,30 @@ impl<'p> Hand<'p> {
         lever.returned = Some(self.resident - after);
         self.resident = after;
         Ok(())
+    }
+
+    /// Calls `function`, or has it done otherwise where no thread could be borrowed.
+    fn call(&self, code: &Code, function: &Function, lever: &mut Lever) -> Done {
+        let mut done = call::call(self.process, code, self.options, function);
+        match done.short.take_if(|_| !done.is_begun && self.can_ask(function)) {
+            Some(why) => done.and(self.instead(lever, why)),
+            None => done,
+        }
+    }
+
+    /// Whether the process can do by itself what `function` would.
+    fn can_ask(&self, function: &Function) -> bool {
+        *function == levers::JEMALLOC && redis::is_server(self.process)
+    }
+
+    /// What Redis does itself, as nothing can be called in it: `why`.
+    fn instead(&self, lever: &mut Lever, why: String) -> Done {
+        let mut done = redis::purge(self.process, self.options);
+        match &mut done.short {
+            Some(refused) => *refused = format!("{why}; and over its socket: {refused}"),
+            None => (lever.id, lever.on) = ("redis-purge", format!("{}: {why}", levers::PURGE)),
+        }
+        done
     }
 
     fn code(&self) -> Result<&Code, ReclaimError> {
@@ -212,6 +261,20 @@ fn said(error: impl std::fmt::Display) -> String {
 struct Done {
     longest_stop: Duration,
     stops: u32,
+    /// Whether a function was entered: then it is not to be done again.
+    is_begun: bool,
     /// Why not to the end.
     short: Option<String>,
+}
+
+impl Done {
+    /// This, and what was done next.
+    fn and(self, next: Done) -> Done {
+        Done {
+            longest_stop: self.longest_stop.max(next.longest_stop),
+            stops: self.stops + next.stops,
+            is_begun: self.is_begun || next.is_begun,
+            short: next.short,
+        }
+    }
 }

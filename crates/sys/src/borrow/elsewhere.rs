@@ -41,7 +41,7 @@ impl<'t> Borrowed<'t> {
     }
 
     /// Writes what a function reads.
-    pub fn text(&self, _: &str) -> Result<u64, BorrowError> {
+    pub fn beside(&self, _: &[u8]) -> Result<u64, BorrowError> {
         match self.never {}
     }
 }

@@ -180,13 +180,13 @@ impl<'t> Borrowed<'t> {
         Ok(at)
     }
 
-    /// Writes `text`, at most 127 bytes, behind the frame, for a function to read; its address, and a zero behind it.
-    pub fn text(&self, text: &str) -> Result<u64, BorrowError> {
-        let bytes: Vec<u8> = text.bytes().chain([0]).collect();
+    /// Writes `bytes`, at most 128, behind the frame, for a function to read and write; their address. What it wrote
+    /// there is there until the thread is let go.
+    pub fn beside(&self, bytes: &[u8]) -> Result<u64, BorrowError> {
         if bytes.len() as u64 > frame::TEXT {
             return Err(BorrowError::NoRoom);
         }
-        self.write(self.frame.text, &bytes)
+        self.write(self.frame.text, bytes)
     }
 
     /// Sends the thread to `function`. From here on it comes back by itself.
