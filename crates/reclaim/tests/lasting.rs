@@ -118,6 +118,26 @@ fn jemalloc_forgets_sooner() {
     assert_eq!(child.ask("check"), "0", "it works on");
 }
 
+/// Asked again and again while threads allocate and a timer interrupts them, jemalloc's arenas all the while.
+#[test]
+fn nobody_is_hurt() {
+    let library = std::path::Path::new("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2");
+    if !library.exists() {
+        return println!("skipped: libjemalloc.so.2 is not installed");
+    }
+    let mut command = Command::new(build("tests/programs/storm.c"));
+    let mut child = Child::spawn(command.args(["3", "signals"]).env("LD_PRELOAD", library));
+    let mut made = 0;
+    for _ in 0..15 {
+        let report = lasting(child.pid());
+        let lever = report.levers.iter().find(|lever| lever.id == "jemalloc-lasting").unwrap();
+        made += u32::from(lever.short.is_none());
+        assert_eq!(child.ask("how is it?"), "0 0", "{lever:#?}");
+    }
+    println!("{made} of 15");
+    assert!(made > 7, "{made}");
+}
+
 #[test]
 fn a_redis_server_with_its_own_thread() {
     let Some(mut redis) = Redis::start(&["--jemalloc-bg-thread", "yes"], &[]) else { return };

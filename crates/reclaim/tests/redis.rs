@@ -63,6 +63,34 @@ fn over_its_path_and_over_its_port() {
     assert_eq!(redis.call("DEBUG DIGEST"), digest);
 }
 
+/// Where no thread of it is at rest just then, it is asked.
+#[test]
+fn while_it_has_much_to_do() {
+    if !child::installed("redis-benchmark") {
+        return println!("skipped: redis-benchmark is not installed");
+    }
+    let options = ["--jemalloc-bg-thread", "no"];
+    let Some(mut redis) = Redis::start(&options, &[("MALLOC_CONF", "dirty_decay_ms:-1")]) else { return };
+    let mut load = Command::new("redis-benchmark");
+    load.arg("-s").arg(redis.socket()).args(["-c", "20", "-P", "16", "-n", "1000000000", "-t", "set", "-q"]);
+    let mut load = load.stdout(Stdio::null()).spawn().unwrap();
+    let (max_stop, patience) = (Duration::from_secs(1), Duration::ZERO);
+    let options = Options { max_stop, patience, ..Options::default() };
+    for _ in 0..3 {
+        fill(&mut redis);
+        let report = give_back_with(redis.pid(), &options);
+        let lever = &report.levers[0];
+        println!("{}: {} of {}", lever.id, lever.returned.unwrap(), lever.on);
+        assert!(
+            ["jemalloc-purge", "redis-purge"].contains(&lever.id) && lever.short.is_none(),
+            "{report:#?}"
+        );
+        assert!(lever.returned >= Some(lever.predicted.scaled(0.8)), "{report:#?}");
+    }
+    load.kill().unwrap();
+    load.wait().unwrap();
+}
+
 #[test]
 fn what_it_refuses_is_said() {
     for (options, said) in [

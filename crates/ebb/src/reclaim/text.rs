@@ -71,6 +71,9 @@ fn summary(report: &Report) -> String {
             };
             let came = format!("came back in {}{stops}", time(*elapsed));
             match levers.iter().any(|lever| lever.unforeseen) {
+                _ if !levers.is_empty() && levers.iter().all(|lever| !lever.settings.is_empty()) => {
+                    format!("settings made in {}{stops}.", time(*elapsed))
+                }
                 true => format!("{returned} {came}; {predicted} could be foreseen."),
                 false => format!("{returned} of {predicted} {came}."),
             }
@@ -185,6 +188,36 @@ mod tests {
             text(PAGE, &host("compaction"), &report(lever)),
             "compaction: 38 of 40 free blocks were made in 270 ms.\n  compaction: free memory\n    undo: echo \
              9 > /x\n  one note\n"
+        );
+    }
+
+    #[test]
+    fn settings_before_and_after() {
+        let setting = |name: &str, parts, before, after| Setting {
+            name: name.to_owned(),
+            parts,
+            before,
+            set: 1000,
+            after,
+        };
+        let lever = |settings| Lever {
+            settings,
+            ..Lever::planned("jemalloc-lasting", "settings".to_owned(), Bytes::ZERO, "dear")
+        };
+        let target = Target { kind: "process".to_owned(), pid: Some(7), ..Target::default() };
+        let planned = lever(vec![setting("a", 1, None, None), setting("b", 1, Some(9000), None)]);
+        let said = text(PAGE, &target, &report(planned));
+        assert!(
+            said.contains("settings; dear\n    a: would be 1000\n    b: 9000, would be 1000\n"),
+            "{said}"
+        );
+        let mut done = lever(vec![setting("a", 4, Some(-1), Some(1000)), setting("b", 1, Some(0), Some(0))]);
+        done.returned = Some(Bytes::ZERO);
+        let said = text(PAGE, &target, &report(done));
+        assert!(said.starts_with("(pid 7): settings made in 270 ms.\n"), "{said}");
+        assert!(
+            said.contains("settings\n    a of 4 arenas: -1, now 1000\n    b: 0, left as it is\n"),
+            "{said}"
         );
     }
 

@@ -125,6 +125,31 @@ fn a_process_is_pushed_out() {
 }
 
 #[test]
+fn a_redis_with_a_password() {
+    let thresholds = ["--active-defrag-ignore-bytes", "1", "--active-defrag-threshold-lower", "0"];
+    let options = [&["--requirepass", "sesame"][..], &thresholds].concat();
+    let Some(redis) = ebbtide_testkit::Redis::start(&options, &[]) else { return };
+    let pid = redis.pid().to_string();
+    let ask = |password: &str| {
+        let mut command = ebb(&["reclaim", &pid, "--activedefrag", "--lasting", "--dry-run", "--json"]);
+        let report = run(command.env("REDISCLI_AUTH", password)).json("reclaim");
+        let levers = report["levers"].as_array().unwrap();
+        let lever = |id: &str| levers.iter().find(|lever| lever["id"] == id).unwrap().clone();
+        let setting = &lever("jemalloc-lasting")["settings"][0];
+        assert_eq!((&setting["set"], &setting["after"]), (&1000.into(), &Value::Null), "{report:#}");
+        lever("redis-defrag")
+    };
+    let (open, shut) = (ask("sesame"), ask("x"));
+    let command = open["undo"].as_str().unwrap();
+    assert!(
+        command.starts_with("redis-cli -s '/") && command.ends_with("' CONFIG SET activedefrag no"),
+        "{open:#}"
+    );
+    assert!(open["predicted_bytes"].as_u64() > Some(0), "{open:#}");
+    assert!(shut["short"].as_str().unwrap().contains("REDISCLI_AUTH"), "{shut:#}");
+}
+
+#[test]
 fn a_journal_that_cannot_be_written_is_a_warning() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     file(&dir.path().join("one"), 10);

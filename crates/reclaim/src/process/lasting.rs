@@ -1,5 +1,5 @@
-//! Settings of an allocator inside a running process, so that what was given back stays so: only on request, as they last
-//! until the process ends.
+//! Settings of an allocator inside a running process, so that what was given back stays so: only on request, as they
+//! last until the process ends.
 //!
 //! glibc, by mallopt: M_TRIM_THRESHOLD back at what it begins with, as freeing a large block has raised it, and the tops
 //! of all arenas are given back from there on again; M_ARENA_MAX where that still counts. jemalloc, by mallctl: freed

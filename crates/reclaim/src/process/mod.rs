@@ -4,7 +4,8 @@
 //! everybody else runs on, and waits for a lock at most. [`pages`]: for what no function gives back, all threads are
 //! stopped for a moment, and a thread at rest makes the system call that drops exactly the pages that the allocator's
 //! books, read in that same moment, call free; each stop is short, and there are as many as it takes. Runtimes that can
-//! be asked to collect are asked first, where that is wanted: [`jvm`], [`python`].
+//! be asked to collect are asked first, where that is wanted: [`jvm`], [`python`]; [`redis`] purges by itself where
+//! nothing can be called in it. [`lasting`] sets what shall stay so.
 //!
 //! Invariants: [`rest`] decides which thread may be borrowed and whether a process is at rest; under a seccomp filter no
 //! function is called, and a system call only with the filter suspended; nothing is done to a heap that looks damaged.
@@ -222,7 +223,7 @@ impl<'p> Hand<'p> {
         let mut done = redis::purge(self.process, self.options);
         match &mut done.short {
             Some(refused) => *refused = format!("{why}; and over its socket: {refused}"),
-            None => (lever.id, lever.on) = ("redis-purge", format!("{}: {why}", levers::PURGE)),
+            None => (lever.id, lever.on) = ("redis-purge", format!("{}, as {why}", levers::PURGE)),
         }
         done
     }

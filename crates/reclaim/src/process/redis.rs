@@ -1,11 +1,11 @@
 //! Redis and Valkey, asked over a socket of their own: nothing is borrowed, no thread stopped by us.
 //!
-//! MEMORY PURGE makes the same call of jemalloc that a borrowed thread would (src/object.c), in the one thread that answers
-//! clients: it is the way where nothing may be called in the process. `activedefrag` has Redis move what lives on half
-//! empty pages together, which no one can do from outside; it is on only while [`defragment`] looks on.
+//! MEMORY PURGE makes the same call of jemalloc that a borrowed thread would (src/object.c), in the one thread that
+//! answers clients: it is the way where nothing can be called in the process. `activedefrag` has Redis move what lives on
+//! half empty pages together, which no one can do from outside; it is on only while [`defragment`] looks on.
 //!
-//! Invariants: who answers is the process meant, by the kernel's word or by its own id; what was set is set back, also when
-//! ebb is interrupted; if ebb is killed meanwhile it stays set, which the plan says, with the command that helps.
+//! Invariants: who answers is the process meant, by the kernel's word and by its own id; what was set is set back, also
+//! when ebb is interrupted; if ebb is killed meanwhile it stays set, which the plan says, with the command that helps.
 
 mod client;
 mod socket;
@@ -21,6 +21,9 @@ use std::time::{Duration, Instant};
 
 /// Between two looks how far it has come; Redis itself looks ten times a second (server.hz).
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// An answer may take so long, even where threads at rest are not waited for.
+const ANSWER_LEAST: Duration = Duration::from_secs(1);
 
 /// The server's program, which is the same as that of its tools; Debian's is called after one of these.
 const PROGRAMS: [&str; 4] = ["redis-server", "redis-check-rdb", "valkey-server", "valkey-check-rdb"];
@@ -39,7 +42,7 @@ fn connect(process: &Process, patience: Duration) -> Result<(Client, Address), S
     let mut why = "it listens nowhere that is known".to_owned();
     for address in socket::listening(process).map_err(|e| e.to_string())? {
         let hello = |address: &Address| {
-            let stream = socket::connect(process, address, patience)?;
+            let stream = socket::connect(process, address, patience.max(ANSWER_LEAST))?;
             let password = std::env::var("REDISCLI_AUTH").ok().filter(|password| !password.is_empty());
             let mut client = Client::new(stream, password);
             match client.info("server", "process_id")?.parse() == Ok(id) {
@@ -208,8 +211,8 @@ mod tests {
     use client::tests::served;
     use std::sync::{Arc, Mutex};
 
-    /// A Redis that has 300 MiB of fragments, fewer by 10 MiB at each INFO once activedefrag is on, and ends after so many
-    /// commands.
+    /// A Redis that has 300 MiB of fragments, fewer by 10 MiB at each INFO once activedefrag is on, and ends after so
+    /// many commands.
     fn fragmented(gone_after: usize) -> (Client, Arc<Mutex<(bool, u64)>>) {
         let state = Arc::new(Mutex::new((false, 300_u64)));
         let (of_server, mut commands) = (state.clone(), 0);

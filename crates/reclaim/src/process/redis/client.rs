@@ -10,6 +10,9 @@ const LIST_MOST: i64 = 1 << 10;
 /// INFO takes some KiB.
 const TEXT_MOST: i64 = 1 << 20;
 
+/// As a port for TLS does at the first byte that is no TLS.
+const ENDED: &str = "it ends the connection (a port for TLS, or too many clients?)";
+
 /// A connection, whatever it goes through.
 pub(super) trait Stream: Read + Write + Send {}
 impl<S: Read + Write + Send> Stream for S {}
@@ -124,7 +127,7 @@ impl Client {
         let mut line = Vec::new();
         self.stream.by_ref().take(LINE_MOST).read_until(b'\n', &mut line).map_err(said)?;
         if line.is_empty() {
-            return Err("it ends the connection (TLS, or too many clients?)".to_owned());
+            return Err(ENDED.to_owned());
         }
         Ok(String::from_utf8_lossy(line.trim_ascii_end()).into_owned())
     }
@@ -153,6 +156,7 @@ fn refused(words: &[&str], error: &str) -> String {
 fn said(error: std::io::Error) -> String {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => "it does not answer in time".to_owned(),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => ENDED.to_owned(),
         _ => format!("the connection broke: {error}"),
     }
 }
@@ -163,7 +167,8 @@ pub(super) mod tests {
     use proptest::prelude::*;
     use std::os::unix::net::UnixStream;
 
-    /// A client of a server that answers each command with what `answer` makes of its words, and ends where that is nothing.
+    /// A client of a server that answers each command with what `answer` makes of its words, and ends where that is
+    /// nothing.
     pub(in super::super) fn served(
         password: Option<&str>,
         mut answer: impl FnMut(&[String]) -> String + Send + 'static,
