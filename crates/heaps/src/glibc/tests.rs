@@ -295,6 +295,42 @@ fn trim_merges_quick_lists_and_keeps_headers() {
     }
 }
 
+/// `no_dyn_threshold` by hand, from struct malloc_par of three releases.
+#[test]
+fn what_malloc_goes_by() {
+    for layout in layouts() {
+        let (mut image, _) = process(&layout, 62);
+        let arenas = Arenas::find(&image).unwrap();
+        let [arenas] = arenas.as_slice() else { panic!("{layout:?}") };
+        let fresh = Tunables {
+            trim_threshold: Bytes(128 << 10),
+            mmap_threshold: Bytes(128 << 10),
+            is_dynamic: true,
+            arena_test: 8,
+            arena_max: 0,
+            arenas: 2,
+        };
+        assert_eq!(arenas.tunables(&image).unwrap(), Some(fresh), "{layout:?}");
+        let no_dyn = match layout.minor {
+            ..=34 => 0x34,
+            35..=42 => 0x48,
+            _ => 0x50,
+        };
+        let mut set = params(&layout, 2, 0x9_0000, HEAP);
+        set[..40].copy_from_slice(&words(&[60 << 20, 128 << 10, 30 << 20, 8, 5]));
+        set[no_dyn] = 1;
+        image.put(LIBC + PARAMS, set);
+        let risen = Tunables {
+            trim_threshold: Bytes::from_mib(60),
+            mmap_threshold: Bytes::from_mib(30),
+            is_dynamic: false,
+            arena_max: 5,
+            ..fresh
+        };
+        assert_eq!(arenas.tunables(&image).unwrap(), Some(risen), "{layout:?}");
+    }
+}
+
 #[test]
 fn a_libc_that_is_not_used_or_not_known() {
     let layout = Layout::of(36)[0];

@@ -89,19 +89,19 @@ fn glibc(process: &Process, notes: &mut Vec<String>) -> Result<Option<Lever>, Re
 
 /// What glibc shall go by.
 fn wanted(now: &Tunables, processors: u64) -> Vec<Setting> {
-    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let one = |name: &str, before, set| Setting {
         name: name.to_owned(),
         parts: 1,
-        before: Some(signed(before)),
-        set: signed(set),
+        // -1 is for never, as mallopt takes it.
+        before: Some(u64::cast_signed(before)),
+        set: u64::cast_signed(set),
         after: None,
     };
     let mut settings = Vec::new();
     if now.is_dynamic || now.trim_threshold > THRESHOLD {
         settings.push(one(TRIM_THRESHOLD, now.trim_threshold.0, THRESHOLD.0.min(now.trim_threshold.0)));
     }
-    if now.arena_max == 0 && (processors + 1..=now.arena_test).contains(&now.arenas) {
+    if now.arena_max == 0 && now.arenas > processors && now.arenas <= now.arena_test {
         settings.push(one(ARENA_MAX, 0, now.arenas));
     }
     settings
@@ -187,7 +187,7 @@ fn set_glibc(
     };
     for setting in settings {
         let is = if setting.name == TRIM_THRESHOLD { now.trim_threshold.0 } else { now.arena_max };
-        setting.after = i64::try_from(is).ok();
+        setting.after = Some(is.cast_signed());
     }
     Ok(all)
 }
@@ -349,6 +349,8 @@ mod tests {
         let trim = |threshold| (TRIM_THRESHOLD.to_owned(), threshold);
         assert_eq!(of(fresh), [trim(131_072)], "it may still rise");
         assert_eq!(of(Tunables { trim_threshold: Bytes::from_mib(60), ..fresh }), [trim(131_072)]);
+        let never = Tunables { trim_threshold: Bytes(u64::MAX), ..fresh };
+        assert_eq!(wanted(&never, u64::MAX)[0].before, Some(-1));
         let still = Tunables { is_dynamic: false, ..fresh };
         assert_eq!(of(still), []);
         assert_eq!(of(Tunables { trim_threshold: Bytes::from_kib(64), ..still }), [], "stricter already");
