@@ -70,9 +70,10 @@ pub(super) fn purge(process: &Process, options: &Options) -> Done {
     }
 }
 
-/// What defragmenting would return.
+/// What defragmenting would return at least: where Redis is content it stops, and it may have come further. Of 203 MiB
+/// in fragments, with the 100 MiB that it leaves by default, 146 MiB came back in 9 s (Redis 7.0.15 with its own jemalloc).
 pub(super) fn defragmentation(process: &Process, options: &Options) -> Lever {
-    let on = "what lives on half empty pages (allocator_frag_bytes)".to_owned();
+    let on = "fragments (allocator_frag_bytes)".to_owned();
     let cost = "Redis spends up to active-defrag-cycle-max percent of its time on it; if ebb is killed meanwhile, it \
                 stays on";
     let mut lever = Lever::planned("redis-defrag", on, Bytes::ZERO, cost);
@@ -82,7 +83,9 @@ pub(super) fn defragmentation(process: &Process, options: &Options) -> Lever {
     });
     match state {
         Ok(state) => {
-            lever.predicted = if state.is_worth_it() { state.fragmented } else { Bytes::ZERO };
+            lever.predicted = state.fragmented - state.left();
+            let (all, left) = (state.fragmented, state.left());
+            lever.on = format!("fragments, {all} in all; Redis leaves {left} at most");
             if state.is_on {
                 lever.short = Some("activedefrag is on already".to_owned());
             } else if !state.is_worth_it() {
@@ -174,9 +177,9 @@ struct State {
     is_on: bool,
     is_running: bool,
     fragmented: Bytes,
-    /// In percent of what is allocated.
-    percent: u64,
+    allocated: Bytes,
     least: Bytes,
+    /// In percent of what is allocated.
     least_percent: u64,
 }
 
@@ -187,21 +190,25 @@ impl State {
             return Err(format!("it allocates by {allocator}, which knows no defragmentation"));
         }
         let (allocated, active) = (client.memory("allocator_allocated")?, client.memory("allocator_active")?);
-        let fragmented = active.saturating_sub(allocated);
         let number = |text: String| text.parse().map_err(|_| format!("{text} is no number"));
         Ok(State {
             is_on: client.setting("activedefrag")? == "yes",
             is_running: client.memory("active_defrag_running")? > 0,
-            fragmented: Bytes(fragmented),
-            percent: fragmented.saturating_mul(100) / allocated.max(1),
+            fragmented: Bytes(active) - Bytes(allocated),
+            allocated: Bytes(allocated),
             least: Bytes(client.setting("active-defrag-ignore-bytes").and_then(number)?),
             least_percent: client.setting("active-defrag-threshold-lower").and_then(number)?,
         })
     }
 
+    /// With how much in fragments it is content.
+    fn left(&self) -> Bytes {
+        self.least.max(self.allocated.scaled(self.least_percent as f64 / 100.0))
+    }
+
     /// Whether Redis would begin.
     fn is_worth_it(&self) -> bool {
-        self.fragmented >= self.least && self.percent >= self.least_percent
+        self.fragmented >= self.left()
     }
 }
 
