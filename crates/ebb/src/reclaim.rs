@@ -64,8 +64,8 @@ pub(crate) struct ReclaimArgs {
     /// Have a process's runtime collect garbage first: a JVM, CPython 3.14. The program stops for a full collection
     #[arg(long, conflicts_with_all = ["cgroup", "host", "history", "pageout"])]
     gc: bool,
-    /// A Redis or Valkey: have it move its blocks together (activedefrag) for as long as that helps, a minute at most [--patience].
-    /// A password is taken from REDISCLI_AUTH
+    /// A Redis or Valkey: have it move its blocks together (activedefrag) for as long as that helps, a minute at most
+    /// (--patience); a password is taken from REDISCLI_AUTH
     #[arg(long, conflicts_with_all = ["cgroup", "host", "history", "pageout"])]
     activedefrag: bool,
     /// Set its allocator so that less is kept from now on: glibc (a lower M_TRIM_THRESHOLD), jemalloc (a faster decay). It
