@@ -1,5 +1,5 @@
-/** Threads that build and drop strings, each checked when it is dropped. Says "@ready"; answers each line with how many
- * were wrong. With an argument it first fills so many megabytes and drops them. */
+/** Three threads that build and drop strings, each checked when it is dropped. Says "@ready"; answers each line with how many
+ * were wrong. With an argument it first fills so many megabytes and drops them; with a second one it has so many threads. */
 public class Churn {
     static final java.util.concurrent.atomic.AtomicLong wrong = new java.util.concurrent.atomic.AtomicLong();
 
@@ -10,8 +10,9 @@ public class Churn {
 
     public static void main(String[] args) throws Exception {
         if (args.length > 0) fill(Integer.parseInt(args[0]));
-        var ready = new java.util.concurrent.CountDownLatch(3);
-        for (int t = 0; t < 3; t++) {
+        int threads = args.length > 1 ? Integer.parseInt(args[1]) : 3;
+        var ready = new java.util.concurrent.CountDownLatch(threads);
+        for (int t = 0; t < threads; t++) {
             final int number = t;
             var thread = new Thread(() -> {
                 var texts = new java.util.ArrayDeque<String>();
