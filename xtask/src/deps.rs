@@ -29,6 +29,11 @@ pub(crate) const TEST: &[Package] = &[
     package("default-jdk-headless", "java", "a JVM for the lab, and under the preloaded malloc"),
     package("nodejs", "node", "Node.js for the lab, and under the preloaded malloc"),
     package("python3", "python3", "runs under the preloaded malloc"),
+    package(
+        "libpython3.11-testsuite",
+        "/usr/lib/python3.11/test/test_gc.py",
+        "CPython's own tests run under the preloaded malloc",
+    ),
     package("ruby", "ruby", "runs under the preloaded malloc"),
     package("php-cli", "php", "runs under the preloaded malloc"),
     package("fzf", "fzf", "a program in Go, whose heap is recognised"),
