@@ -31,6 +31,7 @@ quirks! {
     exceptions_and_longjmp "throw-and-jump"
     address_space_limited_by_the_program_itself "limit-address-space"
     data_limited "limit-data"
+    no_mapping_more_to_be_had "mappings"
     memory_locked "locked"
     blocks_freed_by_other_threads "cross-thread"
     signals_stop_threads_inside "signals-inside"

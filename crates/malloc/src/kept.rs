@@ -204,10 +204,11 @@ impl Cache {
 /// Unmaps what has waited `turns` turns or more (0: everything). Whether there was any.
 pub(crate) fn give_back(turns: u32) -> bool {
     let mut any = false;
-    // What is refused is kept, and would be due again at once.
-    for _ in 0..SLOTS {
+    for slot in 0..SLOTS {
         let mut cache = CACHE.lock();
-        let Some(extent) = cache.kept.iter().flatten().find(|e| e.turns >= turns).copied() else { break };
+        // What is refused comes back, into this slot or one before it.
+        let kept = cache.kept.get(slot).copied().flatten();
+        let Some(extent) = kept.filter(|e| e.turns >= turns) else { continue };
         cache.remove(extent);
         let (head, body) = extent.split(extent.head());
         if let Err(head) = head.unmap() {

@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <malloc.h>
 #include <map>
 #include <memory>
 #include <new>
@@ -183,6 +185,56 @@ static void limit_data() {
     exhaust();
 }
 
+// Bytes in memory, as /proc says, read without allocating.
+static size_t resident() {
+    char line[100];
+    int fd = open("/proc/self/statm", O_RDONLY);
+    ssize_t n = read(fd, line, sizeof line - 1);
+    close(fd);
+    NEED(n > 0);
+    line[n] = 0;
+    return strtoul(strchr(line, ' '), nullptr, 10) * 4096;
+}
+
+// The process has as many mappings as it may (vm.max_map_count): nothing can be mapped, and nothing unmapped that would
+// have to be cut out of a mapping. Blocks are still handed out or refused, freed, and what they held is given back.
+static void mappings() {
+    enum { LARGE = 40, MOST = 1 << 21 };
+    static char *large[LARGE];
+    static void *maps[MOST];
+    work(1, 2000);
+    for (auto &b : large) { b = (char *)malloc(2 << 20); NEED(b); memset(b, 7, 2 << 20); }
+    int n = 0;
+    for (; n < MOST; n++) {
+        maps[n] = mmap(nullptr, 4096, n % 2 ? PROT_READ : PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (maps[n] == MAP_FAILED) break;
+    }
+    if (n < MOST) {
+        NEED(errno == ENOMEM);
+        size_t full = resident();
+        for (int i = 0; i < LARGE; i += 2) { free(large[i]); large[i] = nullptr; }
+        malloc_trim(0);
+        NEED(resident() < full - (LARGE / 2 - 4) * (2 << 20));
+        static char *w[1000];
+        for (int i = 0, k = 0; i < 100000; i++, k = i % 1000) {
+            size_t size = 1 + i * 7919u % (i % 1000 ? 3000 : 3000000);
+            free(w[k]);
+            w[k] = (char *)malloc(size);
+            if (!w[k]) { NEED(errno == ENOMEM); continue; }
+            w[k][0] = w[k][size - 1] = 1;
+            if (char *q = (char *)realloc(w[k], size * 2)) { NEED(q[0] == 1); w[k] = q; }
+        }
+        for (char *b : w) free(b);
+        for (int i = 0; i < n; i++) munmap(maps[i], 4096);
+    }
+    for (char *b : large) { if (b) NEED(b[0] == 7 && b[(2 << 20) - 1] == 7); free(b); }
+    work(1, 5000);
+    std::thread(work, 2, 1000).join();
+    void *p = malloc(100 << 20);
+    NEED(p);
+    free(p);
+}
+
 static void locked() {
     struct rlimit r = {RLIM_INFINITY, RLIM_INFINITY};
     setrlimit(RLIMIT_MEMLOCK, &r);
@@ -247,7 +299,7 @@ int main(int argc, char **argv) {
     static const std::map<std::string, void (*)()> all = {
         {"tls-destructors", tls_destructors}, {"many-threads", many_threads}, {"fork-from-threads", fork_from_threads},
         {"vfork-and-spawn", vfork_and_spawn}, {"dlopen-close", dlopen_close}, {"throw-and-jump", throw_and_jump},
-        {"limit-address-space", limit_address_space}, {"limit-data", limit_data}, {"locked", locked},
+        {"limit-address-space", limit_address_space}, {"limit-data", limit_data}, {"mappings", mappings}, {"locked", locked},
         {"cross-thread", cross_thread}, {"signals-inside", signals_inside}, {"closes-everything", closes_everything}};
     at_exit_block = malloc(5000);
     atexit(at_exit);
