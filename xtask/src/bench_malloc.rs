@@ -1,5 +1,6 @@
 //! `cargo xtask bench malloc`: the breathing allocator beside glibc, jemalloc, mimalloc and gperftools, all in
-//! one run: how much memory each holds over time (`returns`), and how fast each is (`speed`). The programs are
+//! one run: how much memory each holds over time (`returns`), how fast each is (`speed`), and what giving back costs a
+//! program that works on (`steady`). The programs are
 //! `benches/malloc/*.c`, compiled here; the allocators are preloaded, as Debian ships them.
 //!
 //! Invariants: no figure without its peers' from the same run; an allocator that is not installed, or that dies,
@@ -8,6 +9,7 @@
 mod plot;
 mod returns;
 mod speed;
+mod steady;
 
 use crate::deps::{self, Package};
 use crate::workspace::{build_release, root, run as run_command, target_dir};
@@ -17,13 +19,13 @@ use std::process::{Command, ExitCode};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which part: returns, speed, programs, or all
-    #[arg(default_value = "all", value_parser = ["returns", "speed", "programs", "all"])]
+    /// Which part: returns, speed, steady, programs, or all
+    #[arg(default_value = "all", value_parser = ["returns", "speed", "steady", "programs", "all"])]
     part: String,
     /// Only benches whose name contains this
     #[arg(long, default_value = "")]
     only: String,
-    /// Seconds that each return bench is watched
+    /// Seconds that each return bench is watched, and each steady load, after as long a warm-up
     #[arg(long, default_value_t = 30)]
     seconds: u64,
     /// Rounds of each speed bench; the best counts
@@ -103,6 +105,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     if part("speed") {
         speed::run(&compile("speed")?, &allocators, args)?;
+    }
+    if part("steady") {
+        steady::run(&compile("steady")?, &allocators, args)?;
     }
     if part("programs") {
         speed::programs(&allocators, args)?;

@@ -5,6 +5,7 @@ pub(crate) mod fill;
 pub(crate) mod fork;
 mod ledger;
 pub(crate) mod levers;
+mod malloc;
 
 use crate::vm::{Kernel, Output, Release, Vm};
 use crate::vm_command::size;
@@ -82,6 +83,7 @@ fn cases(args: &Args) -> Vec<Case> {
     let (memory, fill) = (args.memory, args.fill);
     let mut cases = vec![with_kernel("panic", Release::Bookworm, panic)];
     cases.push(with_kernel("fork", Release::Bookworm, fork::check));
+    cases.push(with_kernel("malloc", Release::Bookworm, malloc::check));
     for release in Release::ALL {
         cases.push(with_kernel("guest", release, guest));
         cases.push(with_kernel("levers", release, levers::check));

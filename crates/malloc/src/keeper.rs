@@ -37,6 +37,9 @@ static STATE: AtomicU32 = AtomicU32::new(EARLY);
 /// The process that may start it: a vfork child shares the memory but must not make threads.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
 static FIRST_DELAY: AtomicU64 = AtomicU64::new(pace::FIRST_DELAY);
+/// What the turns have learnt, while no thread makes any. A program that rests again and again ends the thread each
+/// time, and would otherwise pay for the same lesson again.
+static KEEPER: crate::lock::Mutex<Option<Keeper>> = crate::lock::Mutex::new(None);
 
 /// The constructor: from now on the thread may start.
 pub(crate) fn allow(thread: bool, delay_ms: Option<u64>) {
@@ -52,6 +55,7 @@ pub(crate) fn forked() {
     COUNT.keeper.store(0, Relaxed);
     COUNT.asleep.store(0, Relaxed);
     spawn::forked();
+    KEEPER.raw().reset();
     if STATE.load(Relaxed) == RUNS {
         STATE.store(READY, Relaxed);
     }
@@ -101,7 +105,7 @@ fn start() {
 extern "C" fn run() {
     sys::name_thread(c"ebbtide");
     COUNT.keeper.store(sys::thread_id(), Relaxed);
-    let mut keeper = Keeper::new();
+    let mut keeper = KEEPER.lock().take().unwrap_or_else(Keeper::new);
     let born = credentials();
     loop {
         sys::futex_wait(&COUNT.asleep, 0, Some(keeper.pace.delay()));
@@ -120,6 +124,7 @@ extern "C" fn run() {
             continue;
         }
         COUNT.keeper.store(0, Relaxed);
+        *KEEPER.lock() = Some(keeper);
         STATE.store(READY, SeqCst);
         // Whoever creates a debt from here on starts a thread. Was there one before?
         sync::barrier_everywhere();
@@ -146,6 +151,7 @@ fn credentials() -> Option<[u8; 160]> {
 }
 
 /// What the turns remember.
+#[derive(Debug, Clone, Copy)]
 struct Keeper {
     pace: Pace,
     pressure: Pressure,
@@ -203,7 +209,6 @@ fn turn_inline() {
     static OPS: AtomicU32 = AtomicU32::new(0);
     static NEXT_MS: AtomicU64 = AtomicU64::new(0);
     static INSIDE: AtomicBool = AtomicBool::new(false);
-    static KEEPER: crate::lock::Mutex<Option<Keeper>> = crate::lock::Mutex::new(None);
     if !OPS.fetch_add(1, Relaxed).is_multiple_of(OPS_PER_LOOK) || COUNT.dirty.get() + COUNT.cached.get() == 0
     {
         return;

@@ -3,20 +3,25 @@
 //! Holding a page costs memory for as long as it is held; giving it back and faulting it in again costs about
 //! 4 us (measured: 1.6 + 2.2 under KVM). As with hiring skis, whoever waits until holding has cost as much as
 //! giving back never pays more than twice the best. How long that is depends on the price of memory, which
-//! starts low; where refaults turn out to cost more than a hundredth of a processor, the price was wrong for this
-//! program, and its *patience*, counted in turns, doubles. Patience is long while the program is active and at
-//! most [`IDLE_PATIENCE`] turns when it takes nothing: an idle program gives everything back within a second.
+//! starts low; where refaults turn out to cost more than half a hundredth of a processor, the price was wrong for
+//! this program, and its *patience*, counted in turns, doubles. (Half, so that they stay below a hundredth.) Patience is long while the program is active and at
+//! most [`IDLE_PATIENCE`] turns when it takes nothing: an idle program gives everything back at once if that has cost
+//! little so far, and within two seconds at the latest.
 
 /// Milliseconds between turns.
 pub(crate) const FIRST_DELAY: u64 = 100;
 /// Turns between two purges of an active program, at most.
 const MAX_PATIENCE: u32 = 32;
-/// Turns without a page taken after which everything is given back, at most.
-const IDLE_PATIENCE: u32 = 2;
+/// Turns without a page taken after which everything is given back, at most. With 2, a load that came once a second
+/// spent 7% of a processor on refaults (`cargo xtask bench malloc steady`).
+const IDLE_PATIENCE: u32 = 12;
 /// Nanoseconds for giving a page back and faulting it in again.
 const PAGE_COST_NS: u64 = 4000;
-/// Milliseconds over which refaults are counted.
-const WINDOW: u64 = 5000;
+/// Milliseconds over which refaults are counted before the patience is halved: each time it turns out to have been too
+/// short costs a heap's worth of refaults.
+const WINDOW: u64 = 20_000;
+/// Milliseconds over which they are counted at least before it is doubled.
+const SHORT_WINDOW: u64 = 2500;
 /// Pages taken in a turn up to which a program counts as quiet.
 const QUIET: u64 = 64;
 /// Pages kept while active, at least: 4 MiB.
@@ -52,7 +57,7 @@ pub(crate) enum Plan {
 }
 
 /// The controller.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
     delay: u64,
     patience: u32,
@@ -102,17 +107,17 @@ impl Pace {
         plan
     }
 
-    /// Doubles the patience where refaults in the last window cost more than 1% of a processor, halves it below
+    /// Doubles the patience where refaults in the last window cost more than 0.5% of a processor, halves it below
     /// a quarter of that.
     fn adapt(&mut self, seen: Seen) {
         let elapsed = seen.now_ms.saturating_sub(self.window.now_ms);
         let cost_ns = seen.refaulted.saturating_sub(self.window.refaulted) * PAGE_COST_NS;
-        let hundredth_ns = elapsed.max(WINDOW / 2) * 1_000_000 / 100;
-        if cost_ns > hundredth_ns {
+        let allowed_ns = elapsed.max(SHORT_WINDOW) * 1_000_000 / 200;
+        if cost_ns > allowed_ns {
             self.patience = (self.patience * 2).min(MAX_PATIENCE);
             self.window = seen;
         } else if elapsed >= WINDOW {
-            if cost_ns * 4 < hundredth_ns {
+            if cost_ns * 4 < allowed_ns {
                 self.patience = (self.patience / 2).max(1);
             }
             self.window = seen;
@@ -151,7 +156,7 @@ mod tests {
             let plan = pace.turn(at(now, refaulted, refaulted));
             assert_eq!(plan == Plan::All, turn == IDLE_PATIENCE, "even so, idle is idle");
         }
-        for _ in 0..400 {
+        for _ in 0..1200 {
             now += FIRST_DELAY;
             pace.turn(at(now, refaulted, refaulted));
         }

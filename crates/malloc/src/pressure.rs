@@ -9,7 +9,7 @@ use crate::sys;
 const SHARE: u64 = 10;
 
 /// Remembers the last look.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Pressure {
     host: Option<(u64, u64)>,
     group: Option<(u64, u64)>,

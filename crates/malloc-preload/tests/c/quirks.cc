@@ -216,7 +216,7 @@ static void mappings() {
         malloc_trim(0);
         NEED(resident() < full - (LARGE / 2 - 4) * (2 << 20));
         static char *w[1000];
-        for (int i = 0, k = 0; i < 100000; i++, k = i % 1000) {
+        for (int i = 0, k = 0; i < 20000; i++, k = i % 1000) {
             size_t size = 1 + i * 7919u % (i % 1000 ? 3000 : 3000000);
             free(w[k]);
             w[k] = (char *)malloc(size);
@@ -243,6 +243,18 @@ static void locked() {
     std::thread(work, 1, 1000).join();
 }
 
+// Bursts of 16 MB of other sizes each time, of which little survives: 500 MB in all, for a memory limit of 96. What was
+// freed must serve again, or be gone before the kernel ends the process.
+static void bursts() {
+    static char *w[400000];
+    for (int round = 0; round < 3; round++)
+        for (size_t size : {48, 2000, 300, 9000, 700000, 30000, 120, 3000000, 64, 5000, 1000}) {
+            int n = 0;
+            for (size_t sum = 0; sum < 16 << 20; sum += size, n++) { w[n] = (char *)malloc(size); NEED(w[n]); memset(w[n], size, size); }
+            for (int i = 0; i < n; i++) { NEED(w[i][size / 2] == (char)size); if (i % 2000 || size > 100000) free(w[i]); }
+        }
+}
+
 // Blocks freed by another thread than the one that took them, all the time.
 static void cross_thread() {
     constexpr int N = 1 << 12;
@@ -266,6 +278,23 @@ static void cross_thread() {
 // The library's statistics block as words; word 15 counts the turns of the purge. Absent without the library.
 extern "C" const volatile unsigned long ebbtide_stats[] __attribute__((weak));
 static unsigned long turns() { return &ebbtide_stats[0] ? ebbtide_stats[15] : 0; }
+
+// Works on, taking and dropping 3 MB all the time beside 24 MB that it keeps. That little is left alone while a program
+// is busy, unless memory is short: waits some turns for it to be given back again and again, and not once or twice, as
+// when the program got no processor for a while. Word 6 of the statistics counts the pages given back.
+static void pressed() {
+    static char *w[800], *live[6000];
+    for (auto &b : live) { b = (char *)malloc(4000); NEED(b); memset(b, 1, 4000); }
+    unsigned long first = turns(), given = 0;
+    while (turns() < first + 60) {
+        for (auto &b : w) { b = (char *)malloc(4000); NEED(b); memset(b, 1, 4000); }
+        for (auto &b : w) free(b);
+        if (turns() < first + 10) given = ebbtide_stats[6];
+        else if (ebbtide_stats[6] - given > 6000) return;
+        usleep(1000);
+    }
+    fail("little was given back");
+}
 
 // A signal handler that stops the thread wherever it is, also inside malloc, until the others have given back, which
 // they cannot where it holds a lock: then for so many yields.
@@ -300,7 +329,7 @@ int main(int argc, char **argv) {
         {"tls-destructors", tls_destructors}, {"many-threads", many_threads}, {"fork-from-threads", fork_from_threads},
         {"vfork-and-spawn", vfork_and_spawn}, {"dlopen-close", dlopen_close}, {"throw-and-jump", throw_and_jump},
         {"limit-address-space", limit_address_space}, {"limit-data", limit_data}, {"mappings", mappings}, {"locked", locked},
-        {"cross-thread", cross_thread}, {"signals-inside", signals_inside}, {"closes-everything", closes_everything}};
+        {"cross-thread", cross_thread}, {"exhaust", exhaust}, {"bursts", bursts}, {"pressed", pressed}, {"signals-inside", signals_inside}, {"closes-everything", closes_everything}};
     at_exit_block = malloc(5000);
     atexit(at_exit);
     all.at(argv[1])();
