@@ -13,7 +13,7 @@
 //! - the first page of an extent that is kept has class [`KEPT`] and the bytes in `record.bits`. That is for readers
 //!   from outside and for checks.
 //!
-//! Lock order: cache, then page heap.
+//! Lock order: purge pass, cache, then page heap.
 
 use crate::bits::CHUNK_PAGES;
 use crate::class::PAGE;
@@ -21,7 +21,7 @@ use crate::lock::Mutex;
 use crate::map::{KEPT, Page};
 use crate::pages::{TAKEN, pages};
 use crate::stats::COUNT;
-use crate::sys;
+use crate::{purge, sys};
 use core::sync::atomic::Ordering::Relaxed;
 
 /// Extents kept.
@@ -205,6 +205,8 @@ impl Cache {
 pub(crate) fn give_back(turns: u32) -> bool {
     let mut any = false;
     for slot in 0..SLOTS {
+        // fork waits for it: a child begins with no extent on its way out.
+        let _pass = purge::hold();
         let mut cache = CACHE.lock();
         // What is refused comes back, into this slot or one before it.
         let kept = cache.kept.get(slot).copied().flatten();

@@ -4,9 +4,10 @@
 //! 4 us (measured: 1.6 + 2.2 under KVM). As with hiring skis, whoever waits until holding has cost as much as
 //! giving back never pays more than twice the best. How long that is depends on the price of memory, which
 //! starts low; where refaults turn out to cost more than half a hundredth of a processor, the price was wrong for
-//! this program, and its *patience*, counted in turns, doubles. (Half, so that they stay below a hundredth.) Patience is long while the program is active and at
-//! most [`IDLE_PATIENCE`] turns when it takes nothing: an idle program gives everything back at once if that has cost
-//! little so far, and within two seconds at the latest.
+//! this program, and its *patience*, counted in turns, doubles. (Half, so that they stay below a hundredth.)
+//! Patience is long while the program is active. When it takes nothing it is half as long, at most
+//! [`IDLE_PATIENCE`] turns: an idle program gives everything back at once if that has cost little so far, and
+//! within two seconds at the latest.
 
 /// Milliseconds between turns.
 pub(crate) const FIRST_DELAY: u64 = 100;
@@ -65,6 +66,8 @@ pub(crate) struct Pace {
     waited: u32,
     /// Turns without a page taken.
     idle: u32,
+    /// Pages were given back since the patience was doubled: what is faulted in again teaches something new.
+    gave: bool,
     last: Seen,
     window: Seen,
 }
@@ -72,7 +75,8 @@ pub(crate) struct Pace {
 impl Pace {
     /// Begins, with so many milliseconds between turns.
     pub(crate) fn new(delay: u64) -> Self {
-        Self { delay, patience: 1, waited: 0, idle: 0, last: Seen::default(), window: Seen::default() }
+        let (last, window) = (Seen::default(), Seen::default());
+        Self { delay, patience: 1, waited: 0, idle: 0, gave: false, last, window }
     }
 
     /// Milliseconds until the next turn.
@@ -93,7 +97,7 @@ impl Pace {
             return Plan::Everything;
         }
         self.adapt(seen);
-        let soon = self.patience.min(IDLE_PATIENCE);
+        let soon = (self.patience / 2).clamp(1, IDLE_PATIENCE);
         let keep = (seen.used / 20).clamp(KEEP_LEAST, KEEP_MOST);
         let plan = match taken {
             0 if self.idle >= soon => Plan::All,
@@ -103,17 +107,21 @@ impl Pace {
         };
         if plan != Plan::Wait {
             self.waited = 0;
+            if !self.gave {
+                (self.gave, self.window) = (true, seen);
+            }
         }
         plan
     }
 
-    /// Doubles the patience where refaults in the last window cost more than 0.5% of a processor, halves it below
-    /// a quarter of that.
+    /// Doubles the patience where refaults in the last window cost more than 0.5% of a processor, once for what was
+    /// given back at a time; halves it below a quarter of that.
     fn adapt(&mut self, seen: Seen) {
         let elapsed = seen.now_ms.saturating_sub(self.window.now_ms);
         let cost_ns = seen.refaulted.saturating_sub(self.window.refaulted) * PAGE_COST_NS;
         let allowed_ns = elapsed.max(SHORT_WINDOW) * 1_000_000 / 200;
-        if cost_ns > allowed_ns {
+        if cost_ns > allowed_ns && self.gave {
+            self.gave = false;
             self.patience = (self.patience * 2).min(MAX_PATIENCE);
             self.window = seen;
         } else if elapsed >= WINDOW {
@@ -145,7 +153,7 @@ mod tests {
     fn refaults_make_it_patient_and_calm_makes_it_quick_again() {
         let mut pace = Pace::new(FIRST_DELAY);
         let (mut now, mut refaulted) = (0, 0);
-        for _ in 0..20 {
+        for _ in 0..80 {
             now += FIRST_DELAY;
             refaulted += 70_000;
             pace.turn(at(now, refaulted, refaulted));
