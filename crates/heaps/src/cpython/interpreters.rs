@@ -12,11 +12,11 @@ use crate::reader::Reader;
 use crate::source::{Fault, there};
 
 /// `_Py_DebugOffsets.cookie`.
-const COOKIE: &[u8; 8] = b"xdebugpy";
+pub(super) const COOKIE: &[u8; 8] = b"xdebugpy";
 /// How many interpreters are looked at.
 const MOST: usize = 1024;
 /// PyInterpreterState is never larger: 3.12's, with obmalloc's books in it, has 0.7 MiB.
-const STATE_MOST: u64 = 4 << 20;
+pub(super) const STATE_MOST: u64 = 4 << 20;
 
 /// An interpreter's number and its books.
 pub(super) type Other = (u64, Books);
@@ -37,24 +37,33 @@ pub(super) fn others(
     }
 }
 
-/// What is needed of `_Py_DebugOffsets`.
-struct Offsets {
-    head: u64,
-    size: u64,
-    id: u64,
-    next: u64,
+/// What `_Py_DebugOffsets` says of interpreters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Offsets {
+    /// Of the list's head in the runtime.
+    pub(super) head: u64,
+    /// An interpreter's size.
+    pub(super) size: u64,
+    /// Of its number in it ...
+    pub(super) id: u64,
+    /// ... and of the next one's address.
+    pub(super) next: u64,
 }
 
 impl Offsets {
     fn read(reader: &mut Reader<'_>, runtime: u64) -> Result<Option<Offsets>, Fault> {
-        let Some(bytes) = there(reader.array::<72>(runtime))? else { return Ok(None) };
-        let [head, size, id, next] = [40, 48, 56, 64].map(|at| word(&bytes, at));
+        Ok(there(reader.array::<72>(runtime))?.and_then(|bytes| Offsets::parse(&bytes)))
+    }
+
+    /// The offsets that `bytes`, a runtime's first, begin with; nothing before 3.13.
+    pub(super) fn parse(bytes: &[u8]) -> Option<Offsets> {
+        let [head, size, id, next] = [40, 48, 56, 64].map(|at| word(bytes, at));
         let good = bytes.starts_with(COOKIE)
             && head < STATE_MOST
             && (1..=STATE_MOST).contains(&size)
             && id < size
             && next < size;
-        Ok(good.then_some(Offsets { head, size, id, next }))
+        good.then_some(Offsets { head, size, id, next })
     }
 }
 

@@ -9,18 +9,15 @@
 //! written to.
 
 use super::binary::{self, hex_version};
+use super::interpreters::{self, STATE_MOST};
 use super::layout::word;
 use crate::reader::Reader;
 use crate::source::{Fault, MemorySource, covered};
 
-/// `_Py_DebugOffsets.cookie`.
-const COOKIE: &[u8; 8] = b"xdebugpy";
 /// `sizeof(_Py_DebugOffsets)` of 3.14.
 const OFFSETS: usize = 760;
 /// PY_VERSION_HEX >> 16.
 const KNOWN: u64 = 0x030e;
-/// No structure is larger: PyInterpreterState has 0.1 MiB without its obmalloc.
-const SIZE_MOST: u64 = 4 << 20;
 /// How many interpreters and threads are looked at.
 const MOST: usize = 4096;
 /// _PY_EVAL_PLEASE_STOP_BIT.
@@ -50,10 +47,7 @@ pub enum Deaf {
 /// What is needed of `_Py_DebugOffsets`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Offsets {
-    interpreters: u64,
-    interpreter: u64,
-    id: u64,
-    next: u64,
+    interpreters: interpreters::Offsets,
     threads: u64,
     thread: u64,
     next_thread: u64,
@@ -104,9 +98,12 @@ impl Requests {
     /// The inboxes of the main interpreter's threads, as they are now: `source` stands still.
     pub fn inboxes(&self, source: &dyn MemorySource) -> Result<Result<Vec<Inbox>, Deaf>, Fault> {
         let (mut reader, at) = (Reader::new(source), &self.offsets);
-        let mut state = reader.u64(self.runtime.saturating_add(at.interpreters))?;
+        let mut state = reader.u64(self.runtime.saturating_add(at.interpreters.head))?;
         for _ in 0..MOST {
-            let (id, next) = (reader.u64(sum(state, at.id)?)?, reader.u64(sum(state, at.next)?)?);
+            let (id, next) = (
+                reader.u64(sum(state, at.interpreters.id)?)?,
+                reader.u64(sum(state, at.interpreters.next)?)?,
+            );
             // The newest comes first, the main one last.
             if id == 0 {
                 let is_enabled = reader.array::<4>(sum(state, at.enabled)?)? == 1_u32.to_le_bytes();
@@ -156,7 +153,8 @@ impl Offsets {
         let version = word(bytes, 8);
         let is_release = hex_version(version as u32)
             .is_some_and(|text| text.bytes().all(|byte| byte == b'.' || byte.is_ascii_digit()));
-        if bytes.len() < OFFSETS || !bytes.starts_with(COOKIE) || version >> 16 != KNOWN || !is_release {
+        let interpreters = interpreters::Offsets::parse(bytes)?;
+        if bytes.len() < OFFSETS || version >> 16 != KNOWN || !is_release {
             return None;
         }
         if word(bytes, 16) != 0 {
@@ -165,10 +163,7 @@ impl Offsets {
         let at = |index: usize| word(bytes, index);
         let support = at(720);
         let offsets = Offsets {
-            interpreters: at(40),
-            interpreter: at(48),
-            id: at(56),
-            next: at(64),
+            interpreters,
             threads: at(72),
             thread: at(176),
             next_thread: at(192),
@@ -179,12 +174,12 @@ impl Offsets {
             script_size: at(752),
         };
         let within = |size: u64, fields: &[(u64, u64)]| {
-            size <= SIZE_MOST
+            size <= STATE_MOST
                 && fields.iter().all(|(at, long)| at.checked_add(*long).is_some_and(|end| end <= size))
         };
-        let Offsets { interpreter, id, next, threads, enabled, thread, .. } = offsets;
-        let is_sound = offsets.interpreters < SIZE_MOST
-            && within(interpreter, &[(id, 8), (next, 8), (threads, 8), (enabled, 4)])
+        let interpreters::Offsets { size, id, next, .. } = interpreters;
+        let Offsets { threads, enabled, thread, .. } = offsets;
+        let is_sound = within(size, &[(id, 8), (next, 8), (threads, 8), (enabled, 4)])
             && within(thread, &[(offsets.next_thread, 8), (offsets.breaker, 8), (offsets.pending, 4)])
             && within(thread, &[(offsets.script, offsets.script_size)]);
         is_sound.then_some(Ok(offsets))
@@ -193,6 +188,7 @@ impl Offsets {
 
 #[cfg(test)]
 mod tests {
+    use super::interpreters::COOKIE;
     use super::*;
     use proptest::prelude::*;
 
