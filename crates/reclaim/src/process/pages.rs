@@ -182,6 +182,20 @@ enum Stop {
     Over(String),
 }
 
+/// Why nothing was dropped.
+enum Unrest {
+    /// These are not at rest.
+    Busy(Vec<u32>),
+    /// It cannot go on.
+    Over(String),
+}
+
+impl From<String> for Unrest {
+    fn from(why: String) -> Unrest {
+        Unrest::Over(why)
+    }
+}
+
 /// These threads are not at rest.
 fn never(busy: &[u32]) -> Stop {
     let (count, tid) = (busy.len(), busy.first().copied().unwrap_or_default());
@@ -257,19 +271,33 @@ impl Moment<'_> {
         self.try_stop(part).unwrap_or_else(Stop::Over)
     }
 
-    fn try_stop(&self, mut part: usize) -> Result<Stop, String> {
-        if let Some(stop) = self.await_ends()? {
-            return Ok(stop);
+    fn try_stop(&self, part: usize) -> Result<Stop, String> {
+        let mut stop = self.at_rest(part);
+        if let Err(Unrest::Busy(busy)) = &stop {
+            match self.await_ends(busy)? {
+                Some(stop) => return Ok(stop),
+                None => stop = self.at_rest(part),
+            }
         }
+        match stop {
+            Ok(stop) => Ok(stop),
+            Err(Unrest::Busy(busy)) => Ok(never(&busy)),
+            Err(Unrest::Over(why)) => Err(why),
+        }
+    }
+
+    /// Drops what is free, from `part` on, if all are at rest.
+    fn at_rest(&self, mut part: usize) -> Result<Stop, Unrest> {
         let source = Live::new(self.process, true).map_err(said)?;
-        let Some(now) = self.allocator.now(&source).map_err(said)? else {
+        let now = self.allocator.now(&source).map_err(said)?;
+        let locks = now.as_ref().map(|now| now.locks()).unwrap_or_default();
+        let (resting, busy) = Scene { process: self.process, source: &source, locks: &locks }.threads();
+        if !busy.is_empty() {
+            return Err(Unrest::Busy(busy));
+        }
+        let Some(now) = now else {
             return Ok(Stop::Busy("its allocator is always at work".to_owned()));
         };
-        let scene = Scene { process: self.process, source: &source, locks: &now.locks() };
-        let (resting, busy) = scene.threads();
-        if !busy.is_empty() {
-            return Ok(never(&busy));
-        }
         let mut dropped = 0;
         while part < now.parts() {
             let Some(found) = now.free(part, &mut || !self.is_over()).map_err(said)? else {
@@ -289,11 +317,9 @@ impl Moment<'_> {
         Ok(Stop::All)
     }
 
-    /// Lets those that are not at rest come to the end of a call that might have waited. Where one does not come, it runs,
+    /// Lets `busy` come to the end of a call that might have waited. Where one does not come, it runs,
     /// and all others must be let go.
-    fn await_ends(&self) -> Result<Option<Stop>, String> {
-        let source = Live::new(self.process, true).map_err(said)?;
-        let (_, busy) = Scene { process: self.process, source: &source, locks: &[] }.threads();
+    fn await_ends(&self, busy: &[u32]) -> Result<Option<Stop>, String> {
         for (index, &tid) in busy.iter().enumerate() {
             let left = self.options.max_stop.mul_f64(0.5).saturating_sub(self.stopped.since());
             let came = match left.is_zero() {
