@@ -1,0 +1,91 @@
+//! The allocators' own functions, found in the process, and called.
+//!
+//! Two ways, because neither sees all: a symbol that a program has linked in statically is in no dynamic table, so
+//! dlsym(3) does not know it, but the linker fills in a weak reference; and one that comes by LD_PRELOAD the linker
+//! could not know, but dlsym does. The dynamic one goes first: it is who malloc is really called in.
+//!
+//! Invariant: what is not found is not called.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+
+// A table of four addresses; the linker or the loader writes 0 where there is no such function.
+std::arch::global_asm!(
+    ".pushsection .data.rel.ro.ebbtide_shrink_found, \"aw\", %progbits",
+    ".balign 8",
+    ".weak malloc_trim",
+    ".weak mallctl",
+    ".weak _rjem_mallctl",
+    ".weak mi_collect",
+    ".globl ebbtide_shrink_0_1_found",
+    ".hidden ebbtide_shrink_0_1_found",
+    "ebbtide_shrink_0_1_found:",
+    ".8byte malloc_trim",
+    ".8byte mallctl",
+    ".8byte _rjem_mallctl",
+    ".8byte mi_collect",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    #[link_name = "ebbtide_shrink_0_1_found"]
+    static LINKED: [usize; 4];
+}
+
+/// glibc's `int malloc_trim(size_t pad)`, which Ebbtide's malloc exports, too.
+type Trim = unsafe extern "C" fn(usize) -> c_int;
+/// jemalloc's `int mallctl(const char *, void *, size_t *, void *, size_t)`.
+type Mallctl = unsafe extern "C" fn(*const c_char, *mut c_void, *mut usize, *mut c_void, usize) -> c_int;
+/// mimalloc's `void mi_collect(bool force)`.
+type Collect = unsafe extern "C" fn(bool);
+
+/// The address of a function, from the dynamic table, else from the linker's.
+fn address(name: &CStr, linked: usize) -> usize {
+    // SAFETY: the name ends with a NUL; dlsym takes it and keeps nothing.
+    let dynamic = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    if dynamic.is_null() {
+        // SAFETY: the table above has four words, written before the program ran, and `linked` is below 4.
+        unsafe { LINKED[linked] }
+    } else {
+        dynamic as usize
+    }
+}
+
+/// Calls `malloc_trim(0)`: whether there is one.
+pub(crate) fn malloc_trim() -> bool {
+    let at = address(c"malloc_trim", 0);
+    if at == 0 {
+        return false;
+    }
+    // SAFETY: a function of this name has this type in glibc, its only meaning on Linux, and in Ebbtide's malloc; it
+    // may be called by any thread at any time.
+    unsafe { std::mem::transmute::<usize, Trim>(at)(0) };
+    true
+}
+
+/// Calls `mi_collect(force)`: whether there is one.
+pub(crate) fn mi_collect(force: bool) -> bool {
+    let at = address(c"mi_collect", 3);
+    if at == 0 {
+        return false;
+    }
+    // SAFETY: a function of this name has this type in all versions of mimalloc; any thread may call it.
+    unsafe { std::mem::transmute::<usize, Collect>(at)(force) };
+    true
+}
+
+/// Writes nothing to a jemalloc control, which is how those that are commands are given: whether one took it.
+pub(crate) fn mallctl(command: &CStr) -> bool {
+    let mut taken = false;
+    for at in [address(c"mallctl", 1), address(c"_rjem_mallctl", 2)] {
+        if at != 0 {
+            let no = std::ptr::null_mut();
+            // SAFETY: a function of this name has this type in jemalloc since 3.0 (and in FreeBSD's libc, which is
+            // it); the name ends with a NUL; null pointers mean that nothing is read or written. Any thread may call.
+            let call = unsafe { std::mem::transmute::<usize, Mallctl>(at) };
+            // SAFETY: as said.
+            taken |= unsafe { call(command.as_ptr(), no, std::ptr::null_mut(), no, 0) } == 0;
+        }
+    }
+    taken
+}

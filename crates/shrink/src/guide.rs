@@ -1,0 +1,3 @@
+//! Guide.
+/// Thresholds.
+pub mod thresholds {}

@@ -1,0 +1,120 @@
+//! Which buffers were cut lately, so that one that grows again at once is left alone for longer each time.
+//!
+//! The memory lives with the owner (in its [`Member`](crate::Member) or [`Job`](crate::Job)), keyed by the place in
+//! the tree, because nothing else survives: a wrapper around each collection would change users' types, and an
+//! address changes whenever a parent's buffer moves. A place is advisory (elements of a `Vec` change places): the
+//! worst that a mistake does is one cut too many or too late.
+//!
+//! Invariant: bounded ([`MOST`] places, the longest rested is forgotten first); without memory nothing is noted.
+
+use std::time::{Duration, Instant};
+
+/// Most places remembered for one owner: 40 bytes each.
+const MOST: usize = 512;
+/// A rest doubles at most so often.
+const MOST_STRIKES: u32 = 4;
+
+#[derive(Default)]
+pub(crate) struct History {
+    /// Sorted by place.
+    noted: Vec<Note>,
+}
+
+struct Note {
+    place: u64,
+    cut: Instant,
+    strikes: u32,
+}
+
+impl Note {
+    fn rest(&self, rest: Duration) -> Duration {
+        rest.saturating_mul(1 << self.strikes)
+    }
+}
+
+impl History {
+    /// Whether this place was cut too short a time ago.
+    pub(crate) fn resting(&self, place: u64, now: Instant, rest: Duration) -> bool {
+        let note = self.noted.binary_search_by_key(&place, |n| n.place).ok().map(|at| &self.noted[at]);
+        note.is_some_and(|note| now.saturating_duration_since(note.cut) < note.rest(rest))
+    }
+
+    /// Notes that this place was cut now. If it had been before, it has grown again since: soon after its rest means
+    /// a longer one.
+    pub(crate) fn cut(&mut self, place: u64, now: Instant, rest: Duration) {
+        if rest.is_zero() {
+            return;
+        }
+        match self.noted.binary_search_by_key(&place, |n| n.place) {
+            Ok(at) => {
+                let note = &mut self.noted[at];
+                let soon = now.saturating_duration_since(note.cut) < note.rest(rest).saturating_mul(2);
+                note.strikes = if soon { (note.strikes + 1).min(MOST_STRIKES) } else { 0 };
+                note.cut = now;
+            }
+            Err(at) => {
+                let at = if self.noted.len() < MOST { Some(at) } else { self.forget(place) };
+                if let Some(at) = at
+                    && self.noted.try_reserve(1).is_ok()
+                {
+                    self.noted.insert(at, Note { place, cut: now, strikes: 0 });
+                }
+            }
+        }
+    }
+
+    /// Forgets the place that was cut longest ago; where `place` then belongs.
+    fn forget(&mut self, place: u64) -> Option<usize> {
+        let (oldest, _) = self.noted.iter().enumerate().min_by_key(|(_, n)| n.cut)?;
+        self.noted.remove(oldest);
+        self.noted.binary_search_by_key(&place, |n| n.place).err()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REST: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn who_grows_again_at_once_rests_longer() {
+        let start = Instant::now();
+        let at = |s| start + Duration::from_secs(s);
+        let mut history = History::default();
+        assert!(!history.resting(1, at(0), REST));
+        history.cut(1, at(0), REST);
+        assert!(history.resting(1, at(9), REST) && !history.resting(1, at(10), REST));
+        assert!(!history.resting(2, at(9), REST));
+        history.cut(1, at(12), REST);
+        assert!(history.resting(1, at(31), REST) && !history.resting(1, at(32), REST));
+        history.cut(1, at(33), REST);
+        assert!(history.resting(1, at(72), REST) && !history.resting(1, at(73), REST));
+        // It kept what it was cut to for more than twice its rest: a new start.
+        history.cut(1, at(200), REST);
+        assert!(!history.resting(1, at(210), REST));
+    }
+
+    #[test]
+    fn it_remembers_the_latest_places_only() {
+        let start = Instant::now();
+        let mut history = History::default();
+        for place in 0..2 * MOST as u64 {
+            history.cut(
+                place.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+                start + Duration::from_millis(place),
+                REST,
+            );
+        }
+        assert_eq!(history.noted.len(), MOST);
+        assert!(history.noted.is_sorted_by_key(|n| n.place));
+        assert!(history.noted.iter().all(|n| n.cut >= start + Duration::from_millis(MOST as u64)));
+    }
+
+    #[test]
+    fn without_a_rest_nothing_is_noted() {
+        let mut history = History::default();
+        history.cut(1, Instant::now(), Duration::ZERO);
+        assert!(history.noted.is_empty());
+    }
+}

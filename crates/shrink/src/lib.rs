@@ -1,0 +1,36 @@
+#![doc = include_str!("../README.md")]
+
+mod allocator;
+mod cascade;
+mod ffi;
+mod history;
+mod job;
+mod path;
+mod policy;
+mod prometheus;
+mod refit;
+mod registry;
+mod report;
+mod std_impls;
+mod sync;
+#[cfg(feature = "tracing")]
+mod trace;
+mod traits;
+mod units;
+mod walk;
+
+pub mod guide;
+
+pub use allocator::{Allocator, give_back};
+pub use cascade::{Cascade, DEEPEST};
+pub use job::{Job, shrink_now, shrink_shared_now};
+pub use policy::{Policy, Tuning};
+pub use registry::Registry;
+pub use registry::member::{Member, Turn};
+pub use report::{MOST_PLACES, MOST_SPOTS, Place, Report, Spot};
+pub use std_impls::SAMPLE;
+pub use traits::{Refused, Shrink, ShrinkShared, Site, Way};
+pub use units::Bytes;
+
+#[cfg(feature = "derive")]
+pub use ebbtide_shrink_derive::{Shrink, ShrinkShared};

@@ -1,0 +1,135 @@
+//! An owner of a value that nobody else touches: it shrinks on its own thread or task.
+//!
+//! Invariants: each onset is served once, late or not; what a slice leaves is taken up by the next poll; without
+//! pressure a poll is one load and one comparison.
+
+use crate::history::History;
+use crate::registry::Shared;
+use crate::registry::bell::Sleeper;
+use crate::{Job, Policy, Report, Shrink};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// What a poll did.
+#[derive(Debug)]
+#[must_use = "`More` means that the next poll goes on"]
+#[allow(clippy::large_enum_variant, reason = "a box is an allocation in the middle of pressure")]
+pub enum Turn {
+    /// Nothing to do.
+    Quiet,
+    /// One slice; there is more to do, at the next poll.
+    More,
+    /// The last slice of a cascade, and what the cascade did.
+    Done(Report),
+}
+
+impl Turn {
+    /// Whether the next poll goes on.
+    pub fn is_more(&self) -> bool {
+        matches!(self, Turn::More)
+    }
+}
+
+/// One owner's place in a [`Registry`](crate::Registry): made by [`Registry::member`](crate::Registry::member), kept
+/// beside the value, polled with the value where the owner chooses.
+pub struct Member {
+    shared: Arc<Shared>,
+    name: &'static str,
+    policy: Policy,
+    seen: u64,
+    /// The count that the job at work answers.
+    answers: u64,
+    /// None or one: a box that can be refused.
+    job: Vec<Job>,
+    history: History,
+    sleeper: Option<Arc<Sleeper>>,
+}
+
+impl Member {
+    pub(crate) fn new(shared: Arc<Shared>, name: &'static str) -> Member {
+        let (seen, policy) = (shared.bell.rung(), shared.policy);
+        let history = History::default();
+        Member { shared, name, policy, seen, answers: seen, job: Vec::new(), history, sleeper: None }
+    }
+
+    /// A policy of its own, in place of the registry's; from the next cascade on.
+    pub fn with_policy(mut self, policy: Policy) -> Member {
+        self.policy = policy;
+        self
+    }
+
+    /// Does one slice if there is pressure; it must be the same value each time. Without pressure this is one relaxed
+    /// load: call it once for each message, request or turn of the loop.
+    #[inline]
+    pub fn poll<T: Shrink + ?Sized>(&mut self, value: &mut T) -> Turn {
+        if self.shared.bell.rung() == self.seen {
+            return Turn::Quiet;
+        }
+        self.turn(|job| job.slice(value))
+    }
+
+    #[cold]
+    fn turn(&mut self, slice: impl FnOnce(&mut Job) -> bool) -> Turn {
+        if self.job.is_empty() {
+            if self.job.try_reserve_exact(1).is_err() {
+                return Turn::More;
+            }
+            let history = std::mem::take(&mut self.history);
+            self.job.push(Job::with_history(self.name, self.policy, history));
+            self.answers = self.shared.bell.rung();
+            self.shared.tidy.begin();
+        }
+        if self.job.last_mut().is_some_and(slice) {
+            return Turn::More;
+        }
+        let Some(job) = std::mem::take(&mut self.job).pop() else { return Turn::Quiet };
+        let (report, history) = job.into_parts();
+        self.history = history;
+        self.seen = self.answers;
+        self.shared.finished(self.name, &report);
+        Turn::Done(report)
+    }
+
+    /// Waits until there is pressure, or goes on at once if there is something to do: for a task that waits for its
+    /// peer most of the time, and would not come to poll.
+    ///
+    /// ```ignore
+    /// loop {
+    ///     tokio::select! {
+    ///         request = connection.read(&mut buffers) => serve(request?).await?,
+    ///         () = member.flagged() => { let _ = member.poll(&mut buffers); }
+    ///     }
+    /// }
+    /// ```
+    pub fn flagged(&mut self) -> impl Future<Output = ()> + Send + '_ {
+        Flagged(self)
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if !self.job.is_empty() {
+            self.shared.tidy.end(|| self.shared.give_back());
+        }
+    }
+}
+
+struct Flagged<'a>(&'a mut Member);
+
+impl Future for Flagged<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let member = &mut *self.0;
+        if member.shared.bell.rung() == member.seen {
+            let sleeper = member.sleeper.get_or_insert_default();
+            member.shared.bell.sleep(sleeper, context.waker());
+            if member.shared.bell.rung() == member.seen {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(())
+    }
+}

@@ -1,0 +1,28 @@
+//! `Shrink` for the standard library's types, and what the modules for other crates share with them.
+
+mod hash;
+mod lists;
+mod locks;
+mod plain;
+mod text;
+mod wrappers;
+
+pub(crate) use hash::table_bytes;
+pub(crate) use plain::flat;
+
+use crate::Bytes;
+
+/// How many elements of one collection [`Shrink::slack`](crate::Shrink::slack) looks at; the rest is taken to be
+/// like them.
+pub const SAMPLE: usize = 32;
+
+/// The slack of `len` values, from a few of them.
+pub(crate) fn sampled<T>(len: usize, few: impl Iterator<Item = T>, slack: impl Fn(T) -> Bytes) -> Bytes {
+    let sum: Bytes = few.take(SAMPLE).map(slack).sum();
+    if len <= SAMPLE { sum } else { Bytes((sum.0 as f64 * (len as f64 / SAMPLE as f64)) as usize) }
+}
+
+/// How far apart to take samples from so many elements, where stepping costs nothing.
+pub(crate) fn stride(len: usize) -> usize {
+    (len / SAMPLE).max(1)
+}

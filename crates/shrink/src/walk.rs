@@ -1,0 +1,269 @@
+//! The state of one cascade: which walk over the tree it is in, where it stopped, what it may still do.
+//!
+//! A cascade is a few walks over the whole tree. The first only measures. The next ones cut, the largest buffers
+//! first: each takes what gives back at least a sixteenth of the largest that is left, so the order is right within
+//! that factor without a list, without allocation, and whatever changes in between. What is cut in place comes in
+//! the first of these walks, what must be copied in later ones; last come walks for what was locked.
+//!
+//! Where a slice ended is remembered as step numbers from the root. That is advice: the owner may have changed the
+//! tree since. Invariants: a slice takes at least one step that no slice of this walk took before (or ends the
+//! walk), steps only go forward, and a walk has a most number of steps: so each place gets its turn and a cascade
+//! ends, whatever the tree does.
+
+use crate::history::History;
+use crate::path::{Link, Show};
+use crate::policy::{Plan, Policy, Tuning};
+use crate::report::Report;
+use crate::traits::{Site, Way};
+use crate::{Bytes, DEEPEST};
+use std::time::Instant;
+
+/// A walk takes what gives back at least this part of the largest that is left.
+const SPREAD: usize = 16;
+/// Steps between looks at the clock, which costs about as much as these steps.
+const CLOCK_EVERY: u64 = 16;
+/// Most steps of the first walk. Later ones take twice as many as it took.
+const MOST_STEPS: u64 = 1 << 26;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Measure,
+    Cut(Way),
+    /// What was locked before: both ways.
+    Again,
+}
+
+/// One walk over the tree.
+struct Round {
+    kind: Kind,
+    /// Cuts what gives back so much,
+    from: Bytes,
+    /// and less than this: what gives more had its turn.
+    below: Bytes,
+    /// The largest seen that gives back less than `from`.
+    next: Bytes,
+    busy: usize,
+    steps: u64,
+}
+
+impl Round {
+    fn new(kind: Kind, largest: Bytes, below: Bytes, floor: Bytes) -> Round {
+        let from = Bytes(largest.0 / SPREAD).max(floor);
+        Round { kind, from, below, next: Bytes::ZERO, busy: 0, steps: 0 }
+    }
+}
+
+pub(crate) struct Walk {
+    pub(crate) policy: Policy,
+    pub(crate) history: History,
+    pub(crate) report: Report,
+    round: Round,
+    /// The largest gain that the first walk found, for each way.
+    largest: [Bytes; 2],
+    most_steps: u64,
+    tries: u32,
+    missed: bool,
+    /// Step numbers from the root to the step that was not taken; so many of them count.
+    cursor: [usize; DEEPEST],
+    resume: usize,
+    began: Instant,
+    given: Bytes,
+    /// Steps of this slice that no earlier slice took.
+    fresh: u64,
+    look: bool,
+    spent: bool,
+}
+
+impl Walk {
+    pub(crate) fn new(policy: Policy, history: History) -> Walk {
+        Walk {
+            policy,
+            history,
+            report: Report { cascades: 1, ..Report::default() },
+            round: Round::new(Kind::Measure, Bytes::ZERO, Bytes::MAX, Bytes::ZERO),
+            largest: [Bytes::ZERO; 2],
+            most_steps: MOST_STEPS,
+            tries: policy.tries,
+            missed: false,
+            cursor: [0; DEEPEST],
+            resume: 0,
+            began: Instant::now(),
+            given: Bytes::ZERO,
+            fresh: 0,
+            look: false,
+            spent: false,
+        }
+    }
+
+    pub(crate) fn begin_slice(&mut self) {
+        self.began = Instant::now();
+        self.given = Bytes::ZERO;
+        (self.fresh, self.look, self.spent) = (0, false, false);
+    }
+
+    pub(crate) fn end_slice(&mut self) {
+        let took = self.began.elapsed();
+        self.report.slices += 1;
+        self.report.time += took;
+        self.report.longest_slice = self.report.longest_slice.max(took);
+    }
+
+    /// Whether the slice has used up its time or bytes.
+    pub(crate) fn spent(&self) -> bool {
+        self.spent
+    }
+
+    /// Whether this step is to be taken now: it is not one that was taken before, and the slice is not spent.
+    pub(crate) fn enter(&mut self, depth: usize, step: usize) -> bool {
+        if self.spent {
+            return false;
+        }
+        if depth < self.resume {
+            match step.cmp(&self.cursor[depth]) {
+                std::cmp::Ordering::Less => return false,
+                // On the way to where the last slice ended: not a new step.
+                std::cmp::Ordering::Equal if depth + 1 < self.resume => return true,
+                _ => self.resume = 0,
+            }
+        }
+        if self.fresh > 0 && self.used_up() {
+            self.spent = true;
+            self.cursor[depth] = step;
+            self.resume = depth + 1;
+            return false;
+        }
+        self.fresh += 1;
+        self.round.steps += 1;
+        self.cursor[depth] = step;
+        self.round.steps <= self.most_steps
+    }
+
+    /// How many of the coming steps, from this one on, were taken by earlier slices.
+    pub(crate) fn taken(&self, depth: usize, step: usize) -> usize {
+        if depth < self.resume { self.cursor[depth].saturating_sub(step) } else { 0 }
+    }
+
+    fn used_up(&mut self) -> bool {
+        if self.given >= self.policy.slice_bytes || self.policy.slice.is_zero() {
+            return true;
+        }
+        let look = std::mem::take(&mut self.look) || self.fresh.is_multiple_of(CLOCK_EVERY);
+        look && self.began.elapsed() >= self.policy.slice
+    }
+
+    /// A value too deep to be looked at.
+    pub(crate) fn too_deep(&mut self) {
+        if self.round.kind == Kind::Measure {
+            self.report.too_deep += 1;
+        }
+    }
+
+    /// A lock that another holds.
+    pub(crate) fn busy(&mut self) {
+        self.round.busy += 1;
+    }
+
+    pub(crate) fn offer<S: Site + ?Sized>(&mut self, site: &mut S, link: &Link<'_>, tuning: Tuning) {
+        let measuring = self.round.kind == Kind::Measure;
+        if measuring {
+            self.report.sites += 1;
+            self.report.slack += site.unused();
+        }
+        let Some(plan) = self.policy.plan(site, tuning) else { return };
+        let way = site.way();
+        match self.round.kind {
+            Kind::Measure => {
+                let largest = &mut self.largest[way as usize];
+                *largest = plan.gain.max(*largest);
+                self.report.found(link, site.kind(), plan.gain);
+            }
+            Kind::Cut(other) if other != way => {}
+            Kind::Cut(_) | Kind::Again => {
+                if plan.gain < self.round.from {
+                    self.round.next = self.round.next.max(plan.gain);
+                } else if plan.gain < self.round.below {
+                    self.cut(site, plan, way, link);
+                }
+            }
+        }
+    }
+
+    fn cut<S: Site + ?Sized>(&mut self, site: &mut S, plan: Plan, way: Way, link: &Link<'_>) {
+        let copies = way == Way::Copies;
+        if copies && plan.left > self.policy.transient {
+            self.report.too_large_to_copy += 1;
+            return;
+        }
+        let rest = self.policy.rest;
+        let place = if rest.is_zero() { 0 } else { link.fingerprint(Show::Keys) };
+        if self.history.resting(place, self.began, rest) {
+            self.report.resting += 1;
+            return;
+        }
+        let before = site.bytes(site.room());
+        // One buffer may take long: the clock is looked at after it.
+        self.look = true;
+        if site.fit(plan.target).is_err() {
+            self.report.refused += 1;
+            return;
+        }
+        if copies {
+            self.report.transient = self.report.transient.max(plan.left);
+        }
+        let returned = before - site.bytes(site.room());
+        if returned == Bytes::ZERO {
+            return;
+        }
+        self.given += returned;
+        self.history.cut(place, self.began, rest);
+        let show = if self.policy.keys { Show::Keys } else { Show::Star };
+        self.report.gave(link, site.kind(), returned, show);
+    }
+
+    /// The walk has reached the end of the tree: whether there is another to take.
+    pub(crate) fn next_round(&mut self) -> bool {
+        self.resume = 0;
+        let floor = self.policy.floor;
+        let done = &self.round;
+        self.missed |= done.busy > 0;
+        let (busy, steps) = (done.busy, done.steps);
+        let smaller = (done.next >= floor).then(|| Round::new(done.kind, done.next, done.from, floor));
+        let cut = |way: Way, largest: [Bytes; 2]| {
+            let largest = largest[way as usize];
+            (largest >= floor).then(|| Round::new(Kind::Cut(way), largest, Bytes::MAX, floor))
+        };
+        let next = match done.kind {
+            Kind::Measure => {
+                self.most_steps = steps.saturating_mul(2).saturating_add(1024);
+                cut(Way::InPlace, self.largest).or_else(|| cut(Way::Copies, self.largest))
+            }
+            Kind::Cut(Way::InPlace) => smaller.or_else(|| cut(Way::Copies, self.largest)),
+            Kind::Cut(Way::Copies) => smaller,
+            Kind::Again => {
+                self.missed = busy > 0;
+                None
+            }
+        };
+        self.report.busy = if self.missed { busy.max(1) } else { 0 };
+        self.round = match next {
+            Some(round) => round,
+            None if self.missed && self.tries > 0 => {
+                self.tries -= 1;
+                // At once it would find the same locks held: the owner has its turn first.
+                self.spent = true;
+                Round::new(Kind::Again, floor, Bytes::MAX, floor)
+            }
+            None => return false,
+        };
+        true
+    }
+}
+
+impl Walk {
+    /// The most a slice may still take is used up, also between two walks.
+    pub(crate) fn pause(&mut self) -> bool {
+        self.look = true;
+        self.spent |= self.fresh > 0 && self.used_up();
+        self.spent
+    }
+}
