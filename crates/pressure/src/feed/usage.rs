@@ -1,0 +1,111 @@
+//! The last resort, where the kernel says nothing of pressure: how much is used of what there is.
+//!
+//! Page cache that nobody used lately is not counted as used, as in `MemAvailable` and in the working set of Kubernetes.
+//! Medium from 90% on and critical from 95% are the points at which earlyoom begins to terminate and to kill; it is over
+//! below 85%, so that a service that gives back some hundredths does not swing.
+
+use super::averages::BEAT;
+use super::{Feed, Lost};
+use crate::Level;
+use crate::cgroup::{Group, Version, meminfo};
+use crate::judge::Look;
+use crate::machine::{Machine, read_again, refusal};
+use crate::psi::number;
+use rustix::fd::OwnedFd;
+use rustix::fs::OFlags;
+use std::path::Path;
+use std::time::Duration;
+
+const MEDIUM: u64 = 90;
+const CRITICAL: u64 = 95;
+const OVER: u64 = 85;
+
+/// How much is used.
+pub(crate) enum Usage {
+    Host { meminfo: OwnedFd },
+    Group { used: OwnedFd, stat: OwnedFd, inactive: &'static [u8], limit: u64 },
+}
+
+impl Usage {
+    pub(crate) fn host(machine: &Machine) -> Result<Usage, String> {
+        let meminfo = machine.open(Path::new("/proc/meminfo"), OFlags::RDONLY).map_err(refusal)?;
+        Usage::Host { meminfo }.checked()
+    }
+
+    /// `limit` in bytes, as it is now.
+    pub(crate) fn group(machine: &Machine, group: &Group, limit: u64) -> Result<Usage, String> {
+        let (used, inactive): (_, &[u8]) = match group.version {
+            Version::V1 => ("memory.usage_in_bytes", b"total_inactive_file "),
+            Version::V2 => ("memory.current", b"inactive_file "),
+        };
+        let open = |name| machine.open(&group.file(name), OFlags::RDONLY).map_err(refusal);
+        Usage::Group { used: open(used)?, stat: open("memory.stat")?, inactive, limit }.checked()
+    }
+
+    fn checked(self) -> Result<Usage, String> {
+        let percent = self.percent().map_err(|lost| lost.0)?;
+        percent.map(|_| self).ok_or_else(|| "its figures make no sense".into())
+    }
+
+    /// Used hundredths of what there is; `None` if the files make no sense.
+    fn percent(&self) -> Result<Option<u64>, Lost> {
+        let read = |fd: &OwnedFd| read_again(fd).map_err(|errno| Lost::new(refusal(errno)));
+        Ok(match self {
+            Usage::Host { meminfo: file } => {
+                let text = read(file)?;
+                let total = meminfo(&text, b"MemTotal:");
+                share(total.zip(meminfo(&text, b"MemAvailable:")).map(|(all, free)| all.saturating_sub(free)), total)
+            }
+            Usage::Group { used, stat, inactive, limit } => {
+                let cache = read(stat)?.split(|b| *b == b'\n').find_map(|line| number(line.strip_prefix(*inactive)?));
+                let used = number(read(used)?.trim_ascii());
+                share(used.map(|used| used.saturating_sub(cache.unwrap_or(0))), Some(*limit))
+            }
+        })
+    }
+
+    pub(crate) fn read(&self) -> Result<Look, Lost> {
+        Ok(self.percent()?.map_or_else(Look::default, judge))
+    }
+}
+
+fn share(part: Option<u64>, whole: Option<u64>) -> Option<u64> {
+    u64::try_from(u128::from(part?) * 100 / u128::from(whole.filter(|whole| *whole > 0)?)).ok()
+}
+
+fn judge(percent: u64) -> Look {
+    let at_least = match percent {
+        CRITICAL.. => Level::Critical,
+        MEDIUM.. => Level::Medium,
+        _ => Level::None,
+    };
+    // From critical it falls when it is no longer that; to none only well below.
+    let not_below = if percent >= OVER { at_least.max(Level::Medium) } else { Level::None };
+    Look { at_least, not_below: Some(not_below) }
+}
+
+impl Feed for Usage {
+    fn look(&mut self) -> Result<Look, Lost> {
+        self.read()
+    }
+
+    fn beat(&self) -> Option<Duration> {
+        Some(BEAT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_between_onset_and_release() {
+        let look = |at_least, not_below| Look { at_least, not_below: Some(not_below) };
+        assert_eq!(judge(84), look(Level::None, Level::None));
+        assert_eq!(judge(89), look(Level::None, Level::Medium));
+        assert_eq!(judge(90), look(Level::Medium, Level::Medium));
+        assert_eq!(judge(250), look(Level::Critical, Level::Critical));
+        assert_eq!(share(Some(1), Some(0)), None);
+        assert_eq!(share(Some(u64::MAX), Some(u64::MAX)), Some(100));
+    }
+}

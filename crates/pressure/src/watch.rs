@@ -1,0 +1,193 @@
+//! The watcher: one thread that polls the source and tells the readers.
+//!
+//! Why a thread and not the source's descriptor itself: a trigger's event is consumed by whoever polls first
+//! (`psi_trigger_poll` clears it), so one nested in another epoll set loses it; a source may go away and another take
+//! its place; and relief must be read, for no source tells it.
+//!
+//! Invariants: asleep without end while nothing is short and the source is not a polled one; a source is never waited
+//! on in a way that could spin; the thread takes none of the program's signals.
+
+use crate::choose::{Chosen, choose};
+use crate::feed::{Feed, Lost};
+use crate::hub::{Choice, Hub};
+use crate::judge::Judge;
+use crate::{Event, Level, Options, PassedOver, Source};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fd::OwnedFd;
+use rustix::process::{Pid, getpid};
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Bytes of the thread's stack. A debug build needs some 20 KiB of it; what is not touched costs nothing.
+const STACK: usize = 256 << 10;
+
+/// The thread, from outside.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    hub: Arc<Hub>,
+    stop: Arc<OwnedFd>,
+    process: Pid,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watcher {
+    pub(crate) fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// Whether this is a forked child, where the thread is not.
+    pub(crate) fn is_another_process(&self) -> bool {
+        getpid() != self.process
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        // In a forked child the descriptor is the parent's too: its thread would end.
+        if self.is_another_process() {
+            return;
+        }
+        // Cannot fail: the counter is 0.
+        let _ = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Chooses a source and starts the thread, which is not needed where there is none.
+pub(crate) fn start(options: Options) -> io::Result<Watcher> {
+    let chosen = choose(&options, &[]);
+    let hub = Arc::new(Hub::new(chosen.choice()));
+    let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    let thread = match chosen.feed {
+        None => None,
+        Some(feed) => {
+            let watch = Watch {
+                judge: Judge::new(options.pace),
+                options,
+                feed,
+                source: chosen.source,
+                lost: Vec::new(),
+                hub: Arc::clone(&hub),
+                stop: Arc::clone(&stop),
+            };
+            Some(spawn(|| watch.run())?)
+        }
+    };
+    Ok(Watcher { hub, stop, process: getpid(), thread })
+}
+
+/// Starts the thread with all signals blocked but those that tell of a fault in itself, for which the program may have
+/// a handler. They are blocked before it starts, so that there is no moment in which it could take one.
+fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    let mut blocked = SigSet::all();
+    for fault in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGTRAP, Signal::SIGSYS] {
+        blocked.remove(fault);
+    }
+    let before = blocked.thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let thread = std::thread::Builder::new().name("pressure".into()).stack_size(STACK).spawn(run);
+    before.thread_set_mask()?;
+    thread
+}
+
+/// The thread, from inside.
+struct Watch {
+    options: Options,
+    judge: Judge,
+    feed: Box<dyn Feed>,
+    source: Source,
+    lost: Vec<PassedOver>,
+    hub: Arc<Hub>,
+    stop: Arc<OwnedFd>,
+}
+
+impl Watch {
+    fn run(mut self) {
+        let mut beaten = Instant::now();
+        while let Some(heard) = self.sleep(beaten) {
+            let now = Instant::now();
+            let beat = self.feed.beat().is_some_and(|beat| now.duration_since(beaten) >= beat);
+            if beat {
+                beaten = now;
+            }
+            if let Err(lost) = self.listen(&heard, beat, now)
+                && !self.go_on(lost)
+            {
+                self.tell(now);
+                return;
+            }
+            self.tell(now);
+        }
+    }
+
+    /// Sleeps until the source is heard or it is time for something; what was heard, `None` if it is time to end.
+    fn sleep(&self, beaten: Instant) -> Option<Vec<PollFlags>> {
+        let now = Instant::now();
+        let beat = self.feed.beat().map(|beat| (beaten + beat).saturating_duration_since(now));
+        let rest = self.feed.rests_until().map(|until| until.saturating_duration_since(now));
+        let timeout = [self.judge.next(now), beat, rest].into_iter().flatten().min().map(timespec);
+        let mut fds = vec![PollFd::new(&*self.stop, PollFlags::IN)];
+        fds.extend(self.feed.ears(now).into_iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
+        // Interrupted, or no memory for it: as if nothing was heard. The latter must not spin.
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Some(Vec::new()),
+            Err(_) => {
+                std::thread::sleep(Duration::from_millis(100));
+                return Some(Vec::new());
+            }
+        }
+        let mut heard = fds.iter().map(PollFd::revents);
+        let stopped = heard.next().is_some_and(|flags| !flags.is_empty());
+        (!stopped).then(|| heard.collect())
+    }
+
+    fn listen(&mut self, heard: &[PollFlags], beat: bool, now: Instant) -> Result<(), Lost> {
+        if heard.iter().any(|flags| !flags.is_empty()) {
+            self.judge.hear(self.feed.hear(heard, now)?, now);
+        }
+        if beat || self.judge.wants_look(now) {
+            self.judge.look(self.feed.look()?, now);
+        }
+        Ok(())
+    }
+
+    /// Takes the next best source in place of the one that was lost; whether there is one.
+    fn go_on(&mut self, lost: Lost) -> bool {
+        self.judge.forget();
+        self.lost.push(PassedOver::new(self.source.clone(), format!("lost: {}", lost.0)));
+        let chosen: Chosen = choose(&self.options, &self.lost);
+        self.hub.choose(Choice { ..chosen.choice() });
+        self.source = chosen.source;
+        match chosen.feed {
+            Some(feed) => {
+                self.feed = feed;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn tell(&mut self, now: Instant) {
+        let holds: Level = self.judge.holds();
+        self.hub.set_level(holds);
+        if let Some(level) = self.judge.tell(now) {
+            let event = Event { level, before: level, source: self.source.clone(), at: now, merged: 1 };
+            self.hub.tell(event);
+        }
+    }
+}
+
+/// Rounded up, so that a sleep never ends before its time and is taken again for nothing.
+fn timespec(duration: Duration) -> Timespec {
+    let rounded = duration.saturating_add(Duration::from_micros(1));
+    Timespec {
+        tv_sec: i64::try_from(rounded.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(rounded.subsec_nanos()),
+    }
+}
