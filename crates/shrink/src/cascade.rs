@@ -42,6 +42,28 @@ impl<'a> Cascade<'a> {
         }
     }
 
+    /// Offers many buffers, which the report knows by their numbers.
+    pub fn sites<S: Site>(&mut self, sites: impl IntoIterator<Item = S>) {
+        let taken = self.pass();
+        for (index, mut site) in sites.into_iter().enumerate().skip(taken) {
+            if self.walk.spent() {
+                return;
+            }
+            if self.step() {
+                let link = Link { up: Some(self.link), step: Step::Index(index) };
+                self.walk.offer(&mut site, &link, self.tuning);
+            }
+        }
+    }
+
+    /// Descends into a part that has no name of its own.
+    pub fn part(&mut self, shrink: impl FnOnce(&mut Cascade<'_>)) {
+        if self.step() && self.deeper() {
+            let (link, depth) = (self.link, self.depth + 1);
+            shrink(&mut Cascade { walk: &mut *self.walk, link, depth, next: 0, tuning: self.tuning });
+        }
+    }
+
     /// Descends into a field.
     pub fn field<T: Shrink + ?Sized>(&mut self, name: &'static str, value: &mut T) {
         self.field_with(name, Tuning::NONE, |cascade| value.shrink(cascade));
@@ -121,16 +143,19 @@ impl<'a> Cascade<'a> {
         self.walk.enter(self.depth, step)
     }
 
-    fn child(&mut self, step: Step<'_>, tuning: Tuning, shrink: impl FnOnce(&mut Cascade<'_>)) {
-        if !self.step() {
-            return;
-        }
-        if self.depth + 1 == DEEPEST {
+    fn deeper(&mut self) -> bool {
+        let deeper = self.depth + 1 < DEEPEST;
+        if !deeper {
             self.walk.too_deep();
-            return;
         }
-        let link = Link { up: Some(self.link), step };
-        let depth = self.depth + 1;
-        shrink(&mut Cascade { walk: &mut *self.walk, link: &link, depth, next: 0, tuning });
+        deeper
+    }
+
+    fn child(&mut self, step: Step<'_>, tuning: Tuning, shrink: impl FnOnce(&mut Cascade<'_>)) {
+        if self.step() && self.deeper() {
+            let link = Link { up: Some(self.link), step };
+            let depth = self.depth + 1;
+            shrink(&mut Cascade { walk: &mut *self.walk, link: &link, depth, next: 0, tuning });
+        }
     }
 }

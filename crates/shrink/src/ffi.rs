@@ -1,4 +1,4 @@
-//! The allocators' own functions, found in the process, and called.
+//! The allocators' own functions, found in the process, and called; and two questions to the kernel about mapped pages.
 //!
 //! Two ways, because neither sees all: a symbol that a program has linked in statically is in no dynamic table, so
 //! dlsym(3) does not know it, but the linker fills in a weak reference; and one that comes by LD_PRELOAD the linker
@@ -7,6 +7,8 @@
 //! Invariant: what is not found is not called.
 #![allow(unsafe_code)]
 
+#[cfg(feature = "memmap2")]
+use crate::Bytes;
 use std::ffi::{CStr, c_char, c_int, c_void};
 
 // A table of four addresses; the linker or the loader writes 0 where there is no such function.
@@ -88,4 +90,45 @@ pub(crate) fn mallctl(command: &CStr) -> bool {
         }
     }
     taken
+}
+
+/// The whole pages that lie in these bytes.
+#[cfg(feature = "memmap2")]
+fn pages(bytes: &[u8]) -> (*mut c_void, usize, usize) {
+    // SAFETY: asks for a constant of the system; the value is positive on Linux.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+    let (start, end) = (bytes.as_ptr().addr(), bytes.as_ptr().addr() + bytes.len());
+    let first = start.next_multiple_of(page);
+    // A file's last page is mapped whole.
+    let last = if start.is_multiple_of(page) { end.next_multiple_of(page) } else { end / page * page };
+    (first as *mut c_void, last.saturating_sub(first), page)
+}
+
+/// How many of these bytes are in memory (for a file: in the page cache), by `mincore(2)`; none where it does not say.
+#[cfg(feature = "memmap2")]
+pub(crate) fn resident(bytes: &[u8]) -> Bytes {
+    const MOST: usize = 64;
+    let (mut start, mut len, page) = pages(bytes);
+    let (mut found, mut answer) = (0, [0_u8; MOST]);
+    while len > 0 {
+        let part = len.min(MOST * page);
+        // SAFETY: mincore only reads page tables; the answer has a byte for each page of the part.
+        if unsafe { libc::mincore(start, part, answer.as_mut_ptr()) } != 0 {
+            return Bytes::ZERO;
+        }
+        found += answer[..part.div_ceil(page)].iter().filter(|byte| *byte & 1 == 1).count();
+        start = start.wrapping_byte_add(part);
+        len -= part;
+    }
+    Bytes(found * page)
+}
+
+/// Gives the pages of these bytes back to the kernel, contents kept: `madvise(MADV_PAGEOUT)`, Linux 5.4. An older
+/// kernel says EINVAL, and nothing happens.
+#[cfg(feature = "memmap2")]
+pub(crate) fn page_out(bytes: &[u8]) {
+    let (start, len, _) = pages(bytes);
+    // SAFETY: this advice changes where contents are kept, never the contents; on memory that is not mapped it answers
+    // with an error.
+    unsafe { libc::madvise(start, len, libc::MADV_PAGEOUT) };
 }

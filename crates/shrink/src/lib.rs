@@ -5,6 +5,8 @@ mod cascade;
 mod ffi;
 mod history;
 mod job;
+#[cfg(feature = "memmap2")]
+mod mapped;
 mod path;
 mod policy;
 mod prometheus;
@@ -18,12 +20,15 @@ mod trace;
 mod traits;
 mod units;
 mod walk;
+mod with;
 
 pub mod guide;
 
 pub use allocator::{Allocator, give_back};
 pub use cascade::{Cascade, DEEPEST};
 pub use job::{Job, shrink_now, shrink_shared_now};
+#[cfg(feature = "memmap2")]
+pub use mapped::Mapped;
 pub use policy::{Policy, Tuning};
 pub use registry::Registry;
 pub use registry::member::{Member, Turn};

@@ -8,6 +8,8 @@
 //! ones.
 
 pub(crate) mod bell;
+#[cfg(feature = "pressure")]
+mod listen;
 pub(crate) mod member;
 mod shares;
 pub(crate) mod tidy;
@@ -53,6 +55,9 @@ pub(crate) struct Shared {
     own: Arc<Option<GiveBack>>,
     shares: Shares,
     totals: Mutex<Report>,
+    /// Threads that wait for pressure, woken to end when the registry does.
+    #[cfg(feature = "pressure")]
+    listeners: Mutex<Vec<std::thread::Thread>>,
 }
 
 impl Default for Registry {
@@ -86,6 +91,8 @@ impl Registry {
             own: Arc::new(own),
             shares: Shares::default(),
             totals: Mutex::default(),
+            #[cfg(feature = "pressure")]
+            listeners: Mutex::default(),
         };
         Registry { shared: Arc::new(shared) }
     }
@@ -140,6 +147,32 @@ impl Registry {
         spawned.map(drop).inspect_err(|_| self.shared.tidy.dismiss())
     }
 
+    /// Watches for memory pressure, by the best source this machine has, and rings at each call for memory; starts the
+    /// [`keeper`](Registry::keeper), too. That there is no source is no error: then nothing rings.
+    ///
+    /// # Errors
+    /// Where no thread or file descriptor can be had.
+    #[cfg(feature = "pressure")]
+    pub fn watch(&self) -> std::io::Result<ebbtide_pressure::Source> {
+        let pressure = ebbtide_pressure::Pressure::open(ebbtide_pressure::Options::new())?;
+        let source = pressure.source();
+        self.connect(pressure)?;
+        Ok(source)
+    }
+
+    /// The same with a source that was opened with options of its own. The thread that waits for it ends with the
+    /// registry.
+    ///
+    /// # Errors
+    /// Where no thread can be had.
+    #[cfg(feature = "pressure")]
+    pub fn connect(&self, pressure: ebbtide_pressure::Pressure) -> std::io::Result<()> {
+        self.keeper()?;
+        let listener = listen::start(pressure, Arc::downgrade(&self.shared))?;
+        self.shared.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
+        Ok(())
+    }
+
     /// What all cascades so far did, together.
     pub fn totals(&self) -> Report {
         self.shared.totals.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -176,5 +209,9 @@ fn give_back(own: &Option<GiveBack>) {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.tidy.close();
+        #[cfg(feature = "pressure")]
+        for listener in self.listeners.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            listener.unpark();
+        }
     }
 }

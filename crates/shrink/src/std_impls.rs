@@ -7,8 +7,10 @@ mod plain;
 mod text;
 mod wrappers;
 
-pub(crate) use hash::table_bytes;
-pub(crate) use plain::flat;
+#[allow(unused_imports, reason = "shared with the features' modules, none of which may be there")]
+pub(crate) use {
+    hash::table, hash::table_bytes, lists::slack_of, locks::lock, plain::flat, plain::flat_shared,
+};
 
 use crate::Bytes;
 

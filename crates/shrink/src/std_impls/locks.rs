@@ -8,8 +8,8 @@ use std::sync::{Mutex, PoisonError, RwLock, TryLockError};
 
 /// Implements both traits for a lock, from how it is tried for reading and for writing, and passed by its owner.
 macro_rules! lock {
-    ($($type:ident, $this:ident => $read:expr, $write:expr, $own:expr;)*) => {$(
-        impl<T: $crate::Shrink + ?Sized> $crate::Shrink for $type<T> {
+    ($([$($generics:tt)*] $type:ty, $this:ident => $read:expr, $write:expr, $own:expr;)*) => {$(
+        impl<$($generics)* T: $crate::Shrink + ?Sized> $crate::Shrink for $type {
             fn slack(&self) -> $crate::Bytes {
                 $crate::ShrinkShared::slack_shared(self)
             }
@@ -19,7 +19,7 @@ macro_rules! lock {
             }
         }
 
-        impl<T: $crate::Shrink + ?Sized> $crate::ShrinkShared for $type<T> {
+        impl<$($generics)* T: $crate::Shrink + ?Sized> $crate::ShrinkShared for $type {
             fn slack_shared(&self) -> $crate::Bytes {
                 let $this = self;
                 $read.map_or($crate::Bytes::ZERO, |inner| inner.slack())
@@ -37,10 +37,10 @@ macro_rules! lock {
 pub(crate) use lock;
 
 lock! {
-    RefCell, this => this.try_borrow().ok(), this.try_borrow_mut().ok(), this.get_mut();
-    Mutex, this => tried(this.try_lock()), tried(this.try_lock()),
+    [] RefCell<T>, this => this.try_borrow().ok(), this.try_borrow_mut().ok(), this.get_mut();
+    [] Mutex<T>, this => tried(this.try_lock()), tried(this.try_lock()),
         this.get_mut().unwrap_or_else(PoisonError::into_inner);
-    RwLock, this => tried(this.try_read()), tried(this.try_write()),
+    [] RwLock<T>, this => tried(this.try_read()), tried(this.try_write()),
         this.get_mut().unwrap_or_else(PoisonError::into_inner);
 }
 

@@ -14,7 +14,7 @@ macro_rules! flat {
                 true
             }
         }
-        $crate::std_impls::plain::flat_shared!([$($generics)*] $type);
+        $crate::std_impls::flat_shared!([$($generics)*] $type);
     )*};
 }
 

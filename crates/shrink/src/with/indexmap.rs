@@ -1,0 +1,63 @@
+//! `indexmap`: a list of entries and a table of their numbers, both made anew; the order stays.
+
+use crate::std_impls::{slack_of, table_bytes};
+use crate::{Bytes, Cascade, Refused, Shrink, Site};
+use indexmap::{IndexMap, IndexSet};
+use std::fmt::Debug;
+use std::hash::{BuildHasher, Hash};
+
+macro_rules! site {
+    ($type:ident<$($of:ident),+>, $kind:literal, $key:ident) => {
+        impl<$($of,)+ S> Site for $type<$($of,)+ S>
+        where
+            $key: Eq + Hash,
+            S: BuildHasher + Clone,
+        {
+            fn used(&self) -> usize {
+                self.len()
+            }
+            fn room(&self) -> usize {
+                self.capacity()
+            }
+            fn bytes(&self, room: usize) -> Bytes {
+                // An entry has its hash, too; the table has numbers.
+                Bytes::of::<(usize, ($($of,)+))>(room) + table_bytes(room, size_of::<usize>())
+            }
+            fn fit(&mut self, room: usize) -> Result<(), Refused> {
+                let mut smaller = $type::with_hasher(self.hasher().clone());
+                smaller.try_reserve_exact(room.max(self.len())).map_err(|_| Refused)?;
+                if smaller.capacity() < self.capacity() {
+                    smaller.extend(self.drain(..));
+                    *self = smaller;
+                }
+                Ok(())
+            }
+            fn kind(&self) -> &'static str {
+                $kind
+            }
+        }
+    };
+}
+
+site!(IndexMap<K, V>, "IndexMap", K);
+site!(IndexSet<T>, "IndexSet", T);
+
+/// Keys cannot be changed, so only values are descended into.
+impl<K: Eq + Hash + Debug, V: Shrink, S: BuildHasher + Clone> Shrink for IndexMap<K, V, S> {
+    fn slack(&self) -> Bytes {
+        self.unused() + slack_of(self.len(), self.values())
+    }
+    fn shrink(&mut self, cascade: &mut Cascade<'_>) {
+        cascade.entries(self.iter_mut());
+        cascade.site(self);
+    }
+}
+
+impl<T: Eq + Hash, S: BuildHasher + Clone> Shrink for IndexSet<T, S> {
+    fn slack(&self) -> Bytes {
+        self.unused()
+    }
+    fn shrink(&mut self, cascade: &mut Cascade<'_>) {
+        cascade.site(self);
+    }
+}
