@@ -33,21 +33,25 @@ impl Note {
 }
 
 impl History {
-    /// Whether this place was cut too short a time ago.
-    pub(crate) fn resting(&self, place: u64, now: Instant, rest: Duration) -> bool {
+    /// Whether this place was cut too short a time ago, in a cascade before the one that began at `begin`: several
+    /// buffers may be at one place.
+    pub(crate) fn resting(&self, place: u64, now: Instant, begin: Instant, rest: Duration) -> bool {
         let note = self.noted.binary_search_by_key(&place, |n| n.place).ok().map(|at| &self.noted[at]);
-        note.is_some_and(|note| now.saturating_duration_since(note.cut) < note.rest(rest))
+        note.is_some_and(|note| note.cut < begin && now.saturating_duration_since(note.cut) < note.rest(rest))
     }
 
     /// Notes that this place was cut now. If it had been before, it has grown again since: soon after its rest means
     /// a longer one.
-    pub(crate) fn cut(&mut self, place: u64, now: Instant, rest: Duration) {
+    pub(crate) fn cut(&mut self, place: u64, now: Instant, begin: Instant, rest: Duration) {
         if rest.is_zero() {
             return;
         }
         match self.noted.binary_search_by_key(&place, |n| n.place) {
             Ok(at) => {
                 let note = &mut self.noted[at];
+                if note.cut >= begin {
+                    return;
+                }
                 let soon = now.saturating_duration_since(note.cut) < note.rest(rest).saturating_mul(2);
                 note.strikes = if soon { (note.strikes + 1).min(MOST_STRIKES) } else { 0 };
                 note.cut = now;
@@ -82,17 +86,21 @@ mod tests {
         let start = Instant::now();
         let at = |s| start + Duration::from_secs(s);
         let mut history = History::default();
-        assert!(!history.resting(1, at(0), REST));
-        history.cut(1, at(0), REST);
-        assert!(history.resting(1, at(9), REST) && !history.resting(1, at(10), REST));
-        assert!(!history.resting(2, at(9), REST));
-        history.cut(1, at(12), REST);
-        assert!(history.resting(1, at(31), REST) && !history.resting(1, at(32), REST));
-        history.cut(1, at(33), REST);
-        assert!(history.resting(1, at(72), REST) && !history.resting(1, at(73), REST));
+        assert!(!history.resting(1, at(0), at(0), REST));
+        history.cut(1, at(0), at(0), REST);
+        assert!(history.resting(1, at(9), at(9), REST) && !history.resting(1, at(10), at(10), REST));
+        assert!(!history.resting(2, at(9), at(9), REST));
+        history.cut(1, at(12), at(12), REST);
+        assert!(history.resting(1, at(31), at(31), REST) && !history.resting(1, at(32), at(32), REST));
+        history.cut(1, at(33), at(33), REST);
+        assert!(history.resting(1, at(72), at(72), REST) && !history.resting(1, at(73), at(73), REST));
+        // A second buffer at the same place, in the same cascade.
+        assert!(!history.resting(1, at(34), at(33), REST));
+        history.cut(1, at(34), at(33), REST);
+        assert!(!history.resting(1, at(73), at(73), REST));
         // It kept what it was cut to for more than twice its rest: a new start.
-        history.cut(1, at(200), REST);
-        assert!(!history.resting(1, at(210), REST));
+        history.cut(1, at(200), at(200), REST);
+        assert!(!history.resting(1, at(210), at(210), REST));
     }
 
     #[test]
@@ -114,7 +122,7 @@ mod tests {
     #[test]
     fn without_a_rest_nothing_is_noted() {
         let mut history = History::default();
-        history.cut(1, Instant::now(), Duration::ZERO);
+        history.cut(1, Instant::now(), Instant::now(), Duration::ZERO);
         assert!(history.noted.is_empty());
     }
 }

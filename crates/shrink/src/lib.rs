@@ -7,6 +7,7 @@ mod history;
 mod job;
 #[cfg(feature = "memmap2")]
 mod mapped;
+mod park;
 mod path;
 mod policy;
 mod prometheus;
@@ -23,12 +24,14 @@ mod walk;
 mod with;
 
 pub mod guide;
+pub mod pool;
 
 pub use allocator::{Allocator, give_back};
 pub use cascade::{Cascade, DEEPEST};
 pub use job::{Job, shrink_now, shrink_shared_now};
 #[cfg(feature = "memmap2")]
 pub use mapped::Mapped;
+pub use pool::Pool;
 pub use policy::{Policy, Tuning};
 pub use registry::Registry;
 pub use registry::member::{Member, Turn};

@@ -66,6 +66,8 @@ pub(crate) struct Walk {
     /// Step numbers from the root to the step that was not taken; so many of them count.
     cursor: [usize; DEEPEST],
     resume: usize,
+    /// When the cascade began, and this slice of it.
+    begin: Instant,
     began: Instant,
     given: Bytes,
     /// Steps of this slice that no earlier slice took.
@@ -76,6 +78,7 @@ pub(crate) struct Walk {
 
 impl Walk {
     pub(crate) fn new(policy: Policy, history: History) -> Walk {
+        let begin = Instant::now();
         Walk {
             policy,
             history,
@@ -87,7 +90,8 @@ impl Walk {
             missed: false,
             cursor: [0; DEEPEST],
             resume: 0,
-            began: Instant::now(),
+            begin,
+            began: begin,
             given: Bytes::ZERO,
             fresh: 0,
             look: false,
@@ -196,7 +200,7 @@ impl Walk {
         }
         let rest = self.policy.rest;
         let place = if rest.is_zero() { 0 } else { link.fingerprint(Show::Keys) };
-        if self.history.resting(place, self.began, rest) {
+        if self.history.resting(place, self.began, self.begin, rest) {
             self.report.resting += 1;
             return;
         }
@@ -215,7 +219,7 @@ impl Walk {
             return;
         }
         self.given += returned;
-        self.history.cut(place, self.began, rest);
+        self.history.cut(place, self.began, self.begin, rest);
         let show = if self.policy.keys { Show::Keys } else { Show::Star };
         self.report.gave(link, site.kind(), returned, show);
     }

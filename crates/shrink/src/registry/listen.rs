@@ -2,22 +2,14 @@
 //!
 //! Invariant: it keeps the registry alive only while it rings, and ends when the registry is gone.
 
+use crate::park;
 use crate::registry::Shared;
 use ebbtide_pressure::Pressure;
 use std::io;
 use std::pin::pin;
-use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::Weak;
+use std::task::{Context, Poll};
 use std::thread::{self, Thread};
-
-/// Wakes the thread.
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
 
 pub(crate) fn start(pressure: Pressure, registry: Weak<Shared>) -> io::Result<Thread> {
     let listen = move || listen(&pressure, &registry);
@@ -26,7 +18,7 @@ pub(crate) fn start(pressure: Pressure, registry: Weak<Shared>) -> io::Result<Th
 }
 
 fn listen(pressure: &Pressure, registry: &Weak<Shared>) {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let waker = park::waker();
     let mut context = Context::from_waker(&waker);
     // A pending future that is dropped loses no event; parking ends also when the registry is gone.
     while registry.strong_count() > 0 {

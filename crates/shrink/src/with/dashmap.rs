@@ -60,6 +60,13 @@ fn entries<K, V>(table: &mut Table<K, V>) -> impl Iterator<Item = (&K, &mut V)> 
     unsafe { table.iter().map(|bucket| bucket.as_mut()).map(|(key, value)| (&*key, value.get_mut())) }
 }
 
+/// The values of a table that is locked for reading.
+#[allow(unsafe_code)]
+fn values<K, V>(table: &Table<K, V>) -> impl Iterator<Item = &V> {
+    // SAFETY: the iterator holds a borrow of the table, so the table outlives it and does not change.
+    unsafe { table.iter().map(|bucket| bucket.as_ref().1.get()) }
+}
+
 impl<K, V, S> Shard<'_, K, V, S>
 where
     K: Eq + Hash + Debug,
@@ -77,15 +84,13 @@ where
 /// Through each shard's lock.
 impl<K: Eq + Hash + Debug, V: Shrink, S: BuildHasher + Clone> ShrinkShared for DashMap<K, V, S> {
     fn slack_shared(&self) -> Bytes {
-        let shard = |lock: &dashmap::RwLock<Table<K, V>>| {
-            let table = lock.try_read()?;
-            Some(
-                table_bytes(table.capacity(), size_of::<(K, V)>())
-                    - table_bytes(table.len(), size_of::<(K, V)>()),
-            )
+        let shard = |table: &Table<K, V>| {
+            let bytes = |room| table_bytes(room, size_of::<(K, V)>());
+            let few = if V::is_flat() { Bytes::ZERO } else { sampled(table.len(), values(table), V::slack) };
+            bytes(table.capacity()) - bytes(table.len()) + few
         };
         let shards = self.shards();
-        sampled(shards.len(), shards.iter(), |lock| shard(lock).unwrap_or(Bytes::ZERO))
+        sampled(shards.len(), shards.iter(), |lock| lock.try_read().map_or(Bytes::ZERO, |table| shard(&table)))
     }
     fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
         for lock in self.shards() {
