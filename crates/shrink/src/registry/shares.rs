@@ -52,6 +52,16 @@ impl Shares {
         self.new.lock().unwrap_or_else(PoisonError::into_inner).push(share);
     }
 
+    /// Puts those that are new on the list; not, where there is no memory for it now.
+    fn join(&self, list: &mut List) -> bool {
+        let mut new = self.new.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = list.shares.try_reserve(new.len()).is_ok();
+        if room {
+            list.shares.append(&mut new);
+        }
+        room
+    }
+
     pub(crate) fn slice(&self, shared: &Shared) -> Turn {
         // Only ever tried: so a value may be dropped, or poll again, while it is held.
         let mut list = match self.list.try_lock() {
@@ -59,10 +69,13 @@ impl Shares {
             Err(TryLockError::Poisoned(list)) => list.into_inner(),
             Err(TryLockError::WouldBlock) => return Turn::Quiet,
         };
-        list.shares.append(&mut self.new.lock().unwrap_or_else(PoisonError::into_inner));
+        let joined = self.join(&mut list);
         let rung = shared.bell.rung();
         list.prepare(rung, shared);
         let Some((at, value)) = list.pending(rung) else {
+            if !joined {
+                return Turn::More;
+            }
             self.served.store(rung, Ordering::Relaxed);
             return Turn::Quiet;
         };
