@@ -31,8 +31,8 @@ pub use cascade::{Cascade, DEEPEST};
 pub use job::{Job, shrink_now, shrink_shared_now};
 #[cfg(feature = "memmap2")]
 pub use mapped::Mapped;
-pub use pool::Pool;
 pub use policy::{Policy, Tuning};
+pub use pool::Pool;
 pub use registry::Registry;
 pub use registry::member::{Member, Turn};
 pub use report::{MOST_PLACES, MOST_SPOTS, Place, Report, Spot};

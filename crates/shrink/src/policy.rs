@@ -99,7 +99,8 @@ impl Policy {
         self
     }
 
-    /// How often locks that others held are tried again, in walks of their own after the others. Default 3.
+    /// How many walks may follow the others: for locks that others held, and for what was passed over because the tree
+    /// changed between slices. Default 3.
     pub fn tries(mut self, tries: u32) -> Policy {
         self.tries = tries;
         self

@@ -279,7 +279,11 @@ impl<T> Site for Spare<'_, T> {
         for _ in 0..self.idle {
             let dropped = {
                 let mut state = self.inner.lock();
-                if state.out + state.idle.len() <= room.max(self.inner.keep) { None } else { state.drop_oldest() }
+                if state.out + state.idle.len() <= room.max(self.inner.keep) {
+                    None
+                } else {
+                    state.drop_oldest()
+                }
             };
             let Some(dropped) = dropped else { break };
             self.idle -= 1;

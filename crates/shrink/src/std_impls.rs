@@ -12,15 +12,37 @@ pub(crate) use {
     hash::table, hash::table_bytes, lists::slack_of, locks::lock, plain::flat, plain::flat_shared,
 };
 
-use crate::Bytes;
+use crate::{Bytes, DEEPEST};
+use std::cell::Cell;
 
 /// How many elements of one collection [`Shrink::slack`](crate::Shrink::slack) looks at; the rest is taken to be
 /// like them.
 pub const SAMPLE: usize = 32;
 
+thread_local! {
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Measures what is one pointer further down, unless that is too deep: a list of boxes is as deep as it is long.
+pub(crate) fn deeper(slack: impl FnOnce() -> Bytes) -> Bytes {
+    /// Counts up again, also if measuring panics.
+    struct Up(usize);
+    impl Drop for Up {
+        fn drop(&mut self) {
+            DEPTH.set(self.0);
+        }
+    }
+    let up = Up(DEPTH.get());
+    if up.0 >= DEEPEST {
+        return Bytes::ZERO;
+    }
+    DEPTH.set(up.0 + 1);
+    slack()
+}
+
 /// The slack of `len` values, from a few of them.
 pub(crate) fn sampled<T>(len: usize, few: impl Iterator<Item = T>, slack: impl Fn(T) -> Bytes) -> Bytes {
-    let sum: Bytes = few.take(SAMPLE).map(slack).sum();
+    let sum = deeper(|| few.take(SAMPLE).map(slack).sum());
     if len <= SAMPLE { sum } else { Bytes((sum.0 as f64 * (len as f64 / SAMPLE as f64)) as usize) }
 }
 

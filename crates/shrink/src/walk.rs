@@ -3,7 +3,8 @@
 //! A cascade is a few walks over the whole tree. The first only measures. The next ones cut, the largest buffers
 //! first: each takes what gives back at least a sixteenth of the largest that is left, so the order is right within
 //! that factor without a list, without allocation, and whatever changes in between. What is cut in place comes in
-//! the first of these walks, what must be copied in later ones; last come walks for what was locked.
+//! the first of these walks, what must be copied in later ones; last come walks for what was locked, or may have been
+//! passed over because the tree changed in the middle of a walk.
 //!
 //! Where a slice ended is remembered as step numbers from the root. That is advice: the owner may have changed the
 //! tree since. Invariants: a slice takes at least one step that no slice of this walk took before (or ends the
@@ -43,13 +44,14 @@ struct Round {
     /// The largest seen that gives back less than `from`.
     next: Bytes,
     busy: usize,
+    cut: usize,
     steps: u64,
 }
 
 impl Round {
     fn new(kind: Kind, largest: Bytes, below: Bytes, floor: Bytes) -> Round {
         let from = Bytes(largest.0 / SPREAD).max(floor);
-        Round { kind, from, below, next: Bytes::ZERO, busy: 0, steps: 0 }
+        Round { kind, from, below, next: Bytes::ZERO, busy: 0, cut: 0, steps: 0 }
     }
 }
 
@@ -63,6 +65,9 @@ pub(crate) struct Walk {
     most_steps: u64,
     tries: u32,
     missed: bool,
+    /// The walk was left and taken up again: what changed places meanwhile may have been passed over.
+    interrupted: bool,
+    unsure: bool,
     /// Step numbers from the root to the step that was not taken; so many of them count.
     cursor: [usize; DEEPEST],
     resume: usize,
@@ -88,6 +93,8 @@ impl Walk {
             most_steps: MOST_STEPS,
             tries: policy.tries,
             missed: false,
+            interrupted: false,
+            unsure: false,
             cursor: [0; DEEPEST],
             resume: 0,
             begin,
@@ -131,7 +138,7 @@ impl Walk {
             }
         }
         if self.fresh > 0 && self.used_up() {
-            self.spent = true;
+            (self.spent, self.interrupted) = (true, true);
             self.cursor[depth] = step;
             self.resume = depth + 1;
             return false;
@@ -194,14 +201,16 @@ impl Walk {
 
     fn cut<S: Site + ?Sized>(&mut self, site: &mut S, plan: Plan, way: Way, link: &Link<'_>) {
         let copies = way == Way::Copies;
+        // Walks that come again meet again what was left alone.
+        let first = usize::from(self.round.kind != Kind::Again);
         if copies && plan.left > self.policy.transient {
-            self.report.too_large_to_copy += 1;
+            self.report.too_large_to_copy += first;
             return;
         }
         let rest = self.policy.rest;
         let place = if rest.is_zero() { 0 } else { link.fingerprint(Show::Keys) };
         if self.history.resting(place, self.began, self.begin, rest) {
-            self.report.resting += 1;
+            self.report.resting += first;
             return;
         }
         let before = site.bytes(site.room());
@@ -219,6 +228,7 @@ impl Walk {
             return;
         }
         self.given += returned;
+        self.round.cut += 1;
         self.history.cut(place, self.began, self.begin, rest);
         let show = if self.policy.keys { Show::Keys } else { Show::Star };
         self.report.gave(link, site.kind(), returned, show);
@@ -229,7 +239,9 @@ impl Walk {
         self.resume = 0;
         let floor = self.policy.floor;
         let done = &self.round;
-        self.missed |= done.busy > 0;
+        let again = done.kind == Kind::Again;
+        self.missed = done.busy > 0 || (self.missed && !again);
+        let unsure = std::mem::take(&mut self.interrupted) && done.cut > 0;
         let (busy, steps) = (done.busy, done.steps);
         let smaller = (done.next >= floor).then(|| Round::new(done.kind, done.next, done.from, floor));
         let cut = |way: Way, largest: [Bytes; 2]| {
@@ -243,15 +255,14 @@ impl Walk {
             }
             Kind::Cut(Way::InPlace) => smaller.or_else(|| cut(Way::Copies, self.largest)),
             Kind::Cut(Way::Copies) => smaller,
-            Kind::Again => {
-                self.missed = busy > 0;
-                None
-            }
+            Kind::Again => None,
         };
         self.report.busy = if self.missed { busy.max(1) } else { 0 };
+        // Only the last walk of its kind tells: what an earlier one passed over, a later one meets.
+        self.unsure = unsure || (self.unsure && !again);
         self.round = match next {
             Some(round) => round,
-            None if self.missed && self.tries > 0 => {
+            None if (self.missed || self.unsure) && self.tries > 0 => {
                 self.tries -= 1;
                 // At once it would find the same locks held: the owner has its turn first.
                 self.spent = true;

@@ -3,9 +3,9 @@
 
 use ebbtide_shrink::{Bytes, Job, Policy, Shrink};
 use proptest::prelude::*;
+use std::cell::RefCell;
 use std::collections::*;
 use std::rc::Rc;
-use std::cell::RefCell;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -156,7 +156,9 @@ macro_rules! driven_map {
                 match *op {
                     Op::Add(n) => self.entry(n % 97).or_default().push(n),
                     Op::Remove(n) => _ = self.remove(&(n % 97)),
-                    Op::AddMany(n) => (0..n).for_each(|n| _ = self.insert(n, Vec::with_capacity(n as usize % 50))),
+                    Op::AddMany(n) => {
+                        (0..n).for_each(|n| _ = self.insert(n, Vec::with_capacity(n as usize % 50)))
+                    }
                     Op::KeepBelow(most) => self.retain(|n, _| *n < most),
                     Op::Reserve(n) => self.entry(n % 97).or_default().reserve(n as usize),
                     Op::Clear => self.clear(),
@@ -262,4 +264,3 @@ contents_stay! {
     bytes_mut: bytes::BytesMut,
     dash_map: dashmap::DashMap<u16, Vec<u16>>,
 }
-

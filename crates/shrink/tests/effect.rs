@@ -70,7 +70,10 @@ fn check<T: Shrink>(name: &str, least: isize, make: impl FnOnce() -> T) {
 
 #[test]
 fn every_type_gives_back() {
-    println!("{:<28} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}", "type", "before", "after", "returned", "report", "slack", "rise");
+    println!(
+        "{:<28} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "type", "before", "after", "returned", "report", "slack", "rise"
+    );
     check("Vec", 99, vec);
     check("String", 99, || {
         let mut text = "x".repeat(100_000);
@@ -130,7 +133,9 @@ fn every_type_gives_back() {
     check("Arc of Mutex", 99, || Arc::new(Mutex::new(vec())));
     check("Arc of RwLock", 99, || Arc::new(RwLock::new(vec())));
     check("Vec of Vec", 99, || Vec::from_iter((0..FEW).map(|_| vec())));
-    check("HashMap of String to Vec", 75, || HashMap::<String, _>::from_iter((0..FEW).map(|n| (n.to_string(), vec()))));
+    check("HashMap of String to Vec", 75, || {
+        HashMap::<String, _>::from_iter((0..FEW).map(|n| (n.to_string(), vec())))
+    });
     check("Pool, idle", 95, || {
         let pool = Pool::builder(|| vec![0_u64; 1000]).size(|v| Bytes::of::<u64>(v.capacity())).build();
         let out: Vec<_> = (0..64).map(|_| pool.get()).collect();

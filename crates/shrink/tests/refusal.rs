@@ -117,8 +117,17 @@ impl Tree {
         lines.extend(self.hashbrown.iter().map(|e| format!("hashbrown {e:?}")));
         lines.extend(self.dash.iter().map(|e| format!("dash {} {:?}", e.key(), e.value())));
         lines.sort();
-        lines.push(format!("{:?} {:?} {:?} {:?}", self.list, self.queue, self.heap.clone().into_sorted_vec(), self.sorted));
-        lines.push(format!("{:?} {:?} {:?} {:?} {:?}", self.path, self.os, self.boxed, self.either, self.shared));
+        lines.push(format!(
+            "{:?} {:?} {:?} {:?}",
+            self.list,
+            self.queue,
+            self.heap.clone().into_sorted_vec(),
+            self.sorted
+        ));
+        lines.push(format!(
+            "{:?} {:?} {:?} {:?} {:?}",
+            self.path, self.os, self.boxed, self.either, self.shared
+        ));
         lines.push(format!("{:?} {:?} {:?} {:?}", self.index, self.index_set, self.bytes, self.small));
         lines.push(format!("{:?} {:?} {:?} {:?}", self.inside, self.slab, self.parking, self.tokio));
         lines.join("\n")

@@ -1,5 +1,6 @@
 //! What holds other values: these add nothing of their own, and no step to the path except a tuple's numbers.
 
+use crate::std_impls::deeper;
 use crate::{Bytes, Cascade, Shrink, ShrinkShared};
 use std::borrow::Cow;
 use std::cell::{Cell, OnceCell};
@@ -7,11 +8,11 @@ use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
 macro_rules! through {
-    ($([$($generics:tt)*] $type:ty, $flat:expr, $this:ident => $by_ref:expr, $by_mut:expr;)*) => {$(
+    ($([$($generics:tt)*] $type:ty, $flat:expr, $measure:ident, $this:ident => $by_ref:expr, $by_mut:expr;)*) => {$(
         impl<$($generics)*> Shrink for $type {
             fn slack(&self) -> Bytes {
                 let $this = self;
-                $by_ref.map_or(Bytes::ZERO, |inner| inner.slack())
+                $by_ref.map_or(Bytes::ZERO, |inner| $measure(|| inner.slack()))
             }
             fn shrink(&mut self, cascade: &mut Cascade<'_>) {
                 let $this = self;
@@ -26,14 +27,19 @@ macro_rules! through {
     )*};
 }
 
+/// Measures what lies within.
+fn here(slack: impl FnOnce() -> Bytes) -> Bytes {
+    slack()
+}
+
 through! {
-    [T: Shrink] Option<T>, T::is_flat(), this => this.as_ref(), this.as_mut();
-    [T: Shrink + ?Sized] Box<T>, false, this => Some(&**this), Some(&mut **this);
-    [T: Shrink + ?Sized] &mut T, false, this => Some(&**this), Some(&mut **this);
-    [T: Shrink] OnceCell<T>, T::is_flat(), this => this.get(), this.get_mut();
-    [T: Shrink] OnceLock<T>, T::is_flat(), this => this.get(), this.get_mut();
-    [T: Shrink] std::num::Wrapping<T>, T::is_flat(), this => Some(&this.0), Some(&mut this.0);
-    [T: Shrink] std::cmp::Reverse<T>, T::is_flat(), this => Some(&this.0), Some(&mut this.0);
+    [T: Shrink] Option<T>, T::is_flat(), here, this => this.as_ref(), this.as_mut();
+    [T: Shrink + ?Sized] Box<T>, false, deeper, this => Some(&**this), Some(&mut **this);
+    [T: Shrink + ?Sized] &mut T, false, deeper, this => Some(&**this), Some(&mut **this);
+    [T: Shrink] OnceCell<T>, T::is_flat(), here, this => this.get(), this.get_mut();
+    [T: Shrink] OnceLock<T>, T::is_flat(), here, this => this.get(), this.get_mut();
+    [T: Shrink] std::num::Wrapping<T>, T::is_flat(), here, this => Some(&this.0), Some(&mut this.0);
+    [T: Shrink] std::cmp::Reverse<T>, T::is_flat(), here, this => Some(&this.0), Some(&mut this.0);
 }
 
 /// Its content cannot be measured while it is shared, only changed by its owner.
@@ -85,7 +91,7 @@ macro_rules! pointers {
         /// the second finds nothing left; a cycle ends at a lock that is held.
         impl<T: ShrinkShared + ?Sized> Shrink for $type<T> {
             fn slack(&self) -> Bytes {
-                (**self).slack_shared()
+                deeper(|| (**self).slack_shared())
             }
             fn shrink(&mut self, cascade: &mut Cascade<'_>) {
                 (**self).shrink_shared(cascade);
@@ -94,7 +100,7 @@ macro_rules! pointers {
 
         impl<T: ShrinkShared + ?Sized> ShrinkShared for $type<T> {
             fn slack_shared(&self) -> Bytes {
-                (**self).slack_shared()
+                deeper(|| (**self).slack_shared())
             }
             fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
                 (**self).shrink_shared(cascade);
@@ -106,7 +112,7 @@ pointers!(Rc, Arc);
 
 impl<T: ShrinkShared + ?Sized> ShrinkShared for Box<T> {
     fn slack_shared(&self) -> Bytes {
-        (**self).slack_shared()
+        deeper(|| (**self).slack_shared())
     }
     fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
         (**self).shrink_shared(cascade);

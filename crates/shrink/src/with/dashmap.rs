@@ -90,7 +90,9 @@ impl<K: Eq + Hash + Debug, V: Shrink, S: BuildHasher + Clone> ShrinkShared for D
             bytes(table.capacity()) - bytes(table.len()) + few
         };
         let shards = self.shards();
-        sampled(shards.len(), shards.iter(), |lock| lock.try_read().map_or(Bytes::ZERO, |table| shard(&table)))
+        sampled(shards.len(), shards.iter(), |lock| {
+            lock.try_read().map_or(Bytes::ZERO, |table| shard(&table))
+        })
     }
     fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
         for lock in self.shards() {

@@ -1,0 +1,154 @@
+//! The registry's parts on shuttle's model of threads: thousands of interleavings of flagging, polling, sleeping and
+//! tidying. `bell` and `tidy` are compiled here against this file's `sync`.
+#![allow(dead_code, unreachable_pub, reason = "the modules under test are used in part")]
+
+#[path = "../src/registry/bell.rs"]
+mod bell;
+#[path = "../src/registry/tidy.rs"]
+mod tidy;
+
+mod sync {
+    pub(crate) use shuttle::sync::atomic::{AtomicU64, Ordering};
+    pub(crate) use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+    pub(crate) use std::sync::PoisonError;
+}
+
+use bell::{Bell, Sleeper};
+use shuttle::sync::Arc;
+use shuttle::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use shuttle::{future, thread};
+use std::task::Poll;
+use tidy::Tidy;
+
+const RUNS: usize = 2000;
+
+/// What a member does until the bell rings: registers, looks again, sleeps.
+async fn flagged(bell: &Bell, sleeper: &Arc<Sleeper>, seen: u64) {
+    std::future::poll_fn(|context| {
+        if bell.rung() == seen {
+            bell.sleep(sleeper, context.waker());
+            if bell.rung() == seen {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(())
+    })
+    .await;
+}
+
+/// A ring that came while a sleeper registered would be lost for ever: shuttle says "deadlock" then.
+#[test]
+fn no_ring_is_slept_through() {
+    let test = || {
+        let bell = Arc::new(Bell::default());
+        let sleepers: Vec<_> = (0..2)
+            .map(|_| {
+                let bell = Arc::clone(&bell);
+                thread::spawn(move || {
+                    let sleeper = Arc::new(Sleeper::default());
+                    let mut seen = 0;
+                    // Coalesced: it may wake once for both rings.
+                    while seen < 2 {
+                        future::block_on(flagged(&bell, &sleeper, seen));
+                        seen = bell.rung();
+                    }
+                })
+            })
+            .collect();
+        bell.ring();
+        bell.ring();
+        sleepers.into_iter().for_each(|sleeper| sleeper.join().expect("woke up"));
+    };
+    shuttle::check_random(test, RUNS);
+    shuttle::check_pct(test, RUNS, 3);
+}
+
+/// Sleepers that are gone, and new ones while it rings.
+#[test]
+fn sleepers_come_and_go_while_it_rings() {
+    let test = || {
+        let bell = Arc::new(Bell::default());
+        let ringer = {
+            let bell = Arc::clone(&bell);
+            thread::spawn(move || (0..3).for_each(|_| bell.ring()))
+        };
+        for _ in 0..3 {
+            let sleeper = Arc::new(Sleeper::default());
+            let mut given_up = Box::pin(flagged(&bell, &sleeper, bell.rung()));
+            future::block_on(std::future::poll_fn(|context| {
+                _ = given_up.as_mut().poll(context);
+                Poll::Ready(())
+            }));
+        }
+        ringer.join().expect("rang");
+        assert_eq!(bell.rung(), 3);
+    };
+    shuttle::check_random(test, RUNS);
+}
+
+/// Owners flag, poll and end in any order: each ring is answered by each owner, and after the last cascade the allocator
+/// is asked, by one thread at a time.
+#[test]
+fn after_the_last_cascade_the_allocator_is_asked() {
+    let test = || {
+        let shared =
+            Arc::new((Bell::default(), Tidy::default(), AtomicUsize::new(0), AtomicBool::new(false)));
+        let owners: Vec<_> = (0..3)
+            .map(|n| {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || {
+                    let (bell, tidy, asked, asking) = &*shared;
+                    if n == 0 {
+                        bell.ring();
+                    }
+                    let before = asked.load(Ordering::SeqCst);
+                    tidy.begin();
+                    thread::yield_now();
+                    tidy.end(|| {
+                        assert!(!asking.swap(true, Ordering::SeqCst), "two ask at a time");
+                        thread::yield_now();
+                        asked.fetch_add(1, Ordering::SeqCst);
+                        asking.store(false, Ordering::SeqCst);
+                    });
+                    before
+                })
+            })
+            .collect();
+        let before: Vec<usize> = owners.into_iter().map(|owner| owner.join().expect("ended")).collect();
+        // Every one has ended, so the last asking came after all of them had begun.
+        assert!(shared.2.load(Ordering::SeqCst) > before.into_iter().max().expect("three"));
+    };
+    shuttle::check_random(test, RUNS);
+    shuttle::check_pct(test, RUNS, 3);
+}
+
+/// With a keeper: it asks after the last end, and goes when the registry does.
+#[test]
+fn the_keeper_misses_no_end() {
+    let test = || {
+        let tidy = Arc::new(Tidy::default());
+        let (ended, seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        assert!(tidy.employ() && !tidy.employ());
+        let keeper = {
+            let (tidy, ended, seen) = (Arc::clone(&tidy), Arc::clone(&ended), Arc::clone(&seen));
+            thread::spawn(move || tidy.keep(|| seen.store(ended.load(Ordering::SeqCst), Ordering::SeqCst)))
+        };
+        let owners: Vec<_> = (0..2)
+            .map(|_| {
+                let (tidy, ended) = (Arc::clone(&tidy), Arc::clone(&ended));
+                thread::spawn(move || {
+                    tidy.begin();
+                    ended.fetch_add(1, Ordering::SeqCst);
+                    tidy.end(|| unreachable!("there is a keeper"));
+                })
+            })
+            .collect();
+        owners.into_iter().for_each(|owner| owner.join().expect("ended"));
+        while seen.load(Ordering::SeqCst) < 2 {
+            thread::yield_now();
+        }
+        tidy.close();
+        keeper.join().expect("went");
+    };
+    shuttle::check_random(test, RUNS);
+}
