@@ -98,19 +98,18 @@ fn soak(way: &str, mut world: World, pressure: Pressure) {
     let bursts = asked("EBBTIDE_PRESSURE_SOAK").unwrap_or(300);
     for _ in 0..bursts {
         world.stalled(true);
-        for _ in 0..random.below(4) {
+        let notes = random.below(4);
+        for _ in 0..notes {
             world.note();
             first.expect(Event::is_call);
         }
-        // Relief may be there before the last note is heard.
-        world.note();
-        if random.below(2) == 0 {
-            first.expect(Event::is_call);
-            world.stalled(false);
-        } else {
+        if notes == 0 {
+            // Relief may be there before the only note is heard.
+            world.note();
             world.stalled(false);
             first.expect(Event::is_call);
         }
+        world.stalled(false);
         first.expect(|event| event.change() == Change::Release);
         late.iter_mut().for_each(|(_, due)| *due = true);
         for (reader, due) in &mut late {
