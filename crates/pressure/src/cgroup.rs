@@ -140,3 +140,6 @@ fn inside<'a>(path: &'a Path, root: &Path) -> Option<&'a Path> {
     let inside = path.strip_prefix(root).ok()?;
     inside.components().all(|part| matches!(part, Component::Normal(_))).then_some(inside)
 }
+
+#[cfg(test)]
+mod tests;

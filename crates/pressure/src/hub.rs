@@ -65,17 +65,14 @@ impl Hub {
         Ok(inbox)
     }
 
-    /// Tells every reader.
+    /// Tells every reader. Only the watcher's thread does, so that events keep their order without the lock.
     pub(crate) fn tell(&self, event: Event) {
         let mut told = lock(&self.told);
-        told.readers.retain(|reader| match reader.upgrade() {
-            Some(inbox) => {
-                inbox.push(event.clone());
-                true
-            }
-            None => false,
-        });
-        told.last = Some(event);
+        told.readers.retain(|reader| reader.strong_count() > 0);
+        let readers: Vec<_> = told.readers.iter().filter_map(Weak::upgrade).collect();
+        told.last = Some(event.clone());
+        drop(told);
+        readers.iter().for_each(|inbox| inbox.push(event.clone()));
     }
 }
 
@@ -113,8 +110,11 @@ impl Inbox {
             // Cannot fail: the counter is 0, and 1 fits.
             let _ = rustix::io::write(&self.ready, &1_u64.to_ne_bytes());
             self.more.notify_all();
-            unread.tasks.drain(..).for_each(Waker::wake);
         }
+        let tasks = std::mem::take(&mut unread.tasks);
+        // An executor may run the task within wake(), and the task read.
+        drop(unread);
+        tasks.into_iter().for_each(Waker::wake);
     }
 
     pub(crate) fn pop(&self) -> Option<Event> {

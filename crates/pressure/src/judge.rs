@@ -51,7 +51,7 @@ impl Judge {
             *heard = Some(now);
         }
         self.holds = self.holds.max(level);
-        self.reminded |= level > Level::None && level >= self.told;
+        self.reminded |= self.told > Level::None && level >= self.told;
     }
 
     /// A look was taken.
@@ -120,5 +120,163 @@ impl Judge {
     pub(crate) fn wants_look(&self, now: Instant) -> bool {
         let rested = |at: Instant| now.duration_since(at) >= self.pace.look_every;
         self.holds > Level::None && self.looked.is_none_or(rested)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PACE: Pace = Pace {
+        cooldown: Duration::from_secs(15),
+        settle: Duration::from_secs(3),
+        quiet: Duration::from_secs(10),
+        look_every: Duration::from_secs(1),
+    };
+
+    fn saw(not_below: Level) -> Look {
+        Look { at_least: Level::None, not_below: Some(not_below) }
+    }
+
+    /// A judge and a clock in seconds.
+    struct Court(Judge, Instant);
+
+    impl Court {
+        fn new() -> Court {
+            Court(Judge::new(PACE), Instant::now())
+        }
+
+        fn at(&self, seconds: u64) -> Instant {
+            self.1 + Duration::from_secs(seconds)
+        }
+
+        fn hear(&mut self, seconds: u64, level: Level) -> Option<Level> {
+            self.0.hear(level, self.at(seconds));
+            self.0.tell(self.at(seconds))
+        }
+
+        fn look(&mut self, seconds: u64, look: Look) -> Option<Level> {
+            self.0.look(look, self.at(seconds));
+            self.0.tell(self.at(seconds))
+        }
+    }
+
+    #[test]
+    fn relief_is_believed_only_after_a_while() {
+        let mut court = Court::new();
+        assert_eq!(court.hear(0, Level::Medium), Some(Level::Medium));
+        // The averages may be as old as before the stall.
+        assert_eq!(court.look(1, saw(Level::None)), None);
+        assert_eq!(court.look(3, saw(Level::Medium)), None);
+        assert_eq!(court.look(4, saw(Level::None)), Some(Level::None));
+        assert_eq!(court.0.next(court.at(4)), None, "asleep for ever");
+    }
+
+    #[test]
+    fn silence_must_do_where_nothing_can_be_seen() {
+        let mut court = Court::new();
+        assert_eq!(court.hear(0, Level::Critical), Some(Level::Critical));
+        assert_eq!(court.hear(5, Level::Low), None);
+        assert_eq!(court.look(9, Look::default()), None);
+        assert_eq!(court.look(10, Look::default()), Some(Level::Low));
+        assert_eq!(court.look(15, Look::default()), Some(Level::None));
+    }
+
+    #[test]
+    fn the_same_onset_waits_and_a_worse_one_does_not() {
+        let mut court = Court::new();
+        assert_eq!(court.hear(0, Level::Medium), Some(Level::Medium));
+        assert_eq!(court.look(4, saw(Level::None)), Some(Level::None));
+        assert_eq!(court.hear(5, Level::Medium), None, "within the cooldown");
+        assert_eq!(court.0.holds(), Level::Medium);
+        assert_eq!(court.hear(6, Level::Critical), Some(Level::Critical));
+        assert_eq!(court.look(10, saw(Level::None)), Some(Level::None));
+        assert_eq!(court.hear(19, Level::Medium), None);
+        assert_eq!(court.look(20, saw(Level::Medium)), None);
+        assert_eq!(court.look(21, saw(Level::Medium)), Some(Level::Medium), "15 s after the critical one");
+    }
+
+    #[test]
+    fn what_was_over_before_it_could_be_told_is_not_told() {
+        let mut court = Court::new();
+        assert_eq!(court.hear(0, Level::Low), Some(Level::Low));
+        assert_eq!(court.look(4, saw(Level::None)), Some(Level::None));
+        assert_eq!(court.hear(5, Level::Low), None);
+        assert_eq!(court.look(9, saw(Level::None)), None);
+        assert_eq!(court.0.tell(court.at(100)), None);
+    }
+
+    #[test]
+    fn reminders_come_once_in_a_cooldown_and_only_if_heard() {
+        let mut court = Court::new();
+        assert_eq!(court.hear(0, Level::Medium), Some(Level::Medium));
+        assert_eq!(court.hear(1, Level::Medium), None);
+        assert_eq!(court.0.next(court.at(1)), Some(PACE.look_every));
+        assert_eq!(court.look(14, saw(Level::Medium)), None);
+        assert_eq!(court.look(15, saw(Level::Medium)), Some(Level::Medium));
+        assert_eq!(court.look(60, saw(Level::Medium)), None, "not heard again");
+    }
+
+    #[test]
+    fn a_lost_source_leaves_nothing_behind() {
+        let mut court = Court::new();
+        assert_eq!(court.hear(0, Level::Critical), Some(Level::Critical));
+        court.0.forget();
+        assert_eq!(court.0.tell(court.at(0)), Some(Level::None));
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Hear(u8),
+        Look(u8, Option<u8>),
+        Nothing,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<(u16, Step)>> {
+        let step = prop_oneof![
+            (0..4_u8).prop_map(Step::Hear),
+            (0..4_u8, proptest::option::of(0..4_u8)).prop_map(|(least, below)| Step::Look(least, below)),
+            Just(Step::Nothing),
+        ];
+        proptest::collection::vec((0..8000_u16, step), 0..60)
+    }
+
+    proptest! {
+        #[test]
+        fn only_what_holds_is_told_and_in_its_time(steps in steps()) {
+            let mut judge = Judge::new(PACE);
+            let mut now = Instant::now();
+            let (mut told, mut told_at, mut rose) = (Level::None, None::<Instant>, [None::<Instant>; 4]);
+            for (millis, step) in steps {
+                now += Duration::from_millis(millis.into());
+                match step {
+                    Step::Hear(level) => judge.hear(Level::of(level), now),
+                    Step::Look(least, below) => {
+                        let look = Look { at_least: Level::of(least), not_below: below.map(Level::of) };
+                        judge.look(look, now);
+                        prop_assert!(judge.holds() >= look.at_least);
+                    }
+                    Step::Nothing => {}
+                }
+                let rested = |at: Option<Instant>| at.is_none_or(|at| now.duration_since(at) >= PACE.cooldown);
+                if let Some(level) = judge.tell(now) {
+                    prop_assert_eq!(level, judge.holds());
+                    if level > told {
+                        prop_assert!(rested(rose[level as usize]));
+                        rose.iter_mut().take(level as usize + 1).for_each(|rose| *rose = Some(now));
+                    } else if level == told {
+                        prop_assert!(level > Level::None && rested(told_at));
+                    }
+                    (told, told_at) = (level, Some(now));
+                } else if judge.holds() != told {
+                    prop_assert!(judge.holds() > told && !rested(rose[judge.holds() as usize]), "not told in time");
+                }
+                prop_assert!(judge.tell(now).is_none(), "told twice");
+                // Nothing is due now: the watcher would not spin.
+                let due = judge.next(now).is_some_and(|next| next.is_zero());
+                prop_assert!(!due || judge.wants_look(now));
+            }
+        }
     }
 }

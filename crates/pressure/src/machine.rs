@@ -66,7 +66,7 @@ pub(crate) fn read_again(fd: impl AsFd) -> Result<Vec<u8>, Errno> {
 pub(crate) fn refusal(errno: Errno) -> String {
     let what = match errno {
         Errno::NOENT | Errno::NOTDIR => "it is not there",
-        Errno::ACCESS | Errno::PERM => "this process may not",
+        Errno::ACCESS | Errno::PERM => "this process may not use it",
         Errno::ROFS => "it is mounted read-only",
         Errno::OPNOTSUPP => "the kernel keeps no pressure stall information (psi=1, cgroup.pressure)",
         Errno::BUSY => "somebody's trigger is on it already",

@@ -63,3 +63,71 @@ impl Queue {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Change, Kind, Source};
+    use proptest::prelude::*;
+    use std::time::Instant;
+
+    fn event(level: Level) -> Event {
+        let source = Source::bare(Kind::Nothing);
+        Event { level, before: level, source, at: Instant::now(), merged: 1 }
+    }
+
+    /// What a reader finds that knew `seen` and comes after `pushed`.
+    fn found(seen: Level, pushed: &[Level]) -> Vec<Event> {
+        let mut queue = Queue { seen, ..Queue::default() };
+        pushed.iter().for_each(|level| queue.push(event(*level)));
+        std::iter::from_fn(|| queue.pop()).collect()
+    }
+
+    fn levels(events: &[Event]) -> Vec<Level> {
+        events.iter().map(|event| event.level).collect()
+    }
+
+    #[test]
+    fn nothing_that_matters_is_swallowed() {
+        use Level::{Critical as C, Low as L, Medium as M, None as N};
+        let cases: [(Level, &[Level], &[Level]); 9] = [
+            (N, &[M, N], &[M, N]),
+            (N, &[L, M, C, M, N, L], &[C, L]),
+            (N, &[M, N, M, N, M, N], &[M, N]),
+            (M, &[N, M], &[N, M]),
+            (M, &[N, M, N, C, L], &[C, L]),
+            (C, &[L, M, N], &[L, M, N]),
+            (C, &[M, L, N], &[N]),
+            (M, &[M, M], &[M]),
+            (M, &[M, N], &[N]),
+        ];
+        for (seen, pushed, expected) in cases {
+            assert_eq!(levels(&found(seen, pushed)), expected, "{seen} {pushed:?}");
+        }
+    }
+
+    fn level() -> impl Strategy<Value = Level> {
+        (0..4_u8).prop_map(Level::of)
+    }
+
+    proptest! {
+        #[test]
+        fn the_invariants_hold(seen in level(), pushed in proptest::collection::vec(level(), 0..30)) {
+            let events = found(seen, &pushed);
+            prop_assert!(events.len() <= 3);
+            prop_assert_eq!(events.last().map(|event| event.level), pushed.last().copied());
+            prop_assert_eq!(events.iter().map(|event| event.merged as usize).sum::<usize>(), pushed.len());
+            let mut before = seen;
+            for event in &events {
+                prop_assert_eq!(event.before, before);
+                prop_assert!(pushed.contains(&event.level));
+                prop_assert!(event.change() != Change::Still || events.len() == 1);
+                before = event.level;
+            }
+            let steps = std::iter::once(&seen).chain(&pushed).zip(&pushed);
+            let worst_rise = steps.filter(|(before, after)| before < after).map(|(_, after)| *after).max();
+            let told = events.iter().filter(|event| event.level > event.before).map(|event| event.level).max();
+            prop_assert_eq!(told, worst_rise);
+        }
+    }
+}

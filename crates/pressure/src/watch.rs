@@ -7,11 +7,11 @@
 //! Invariants: asleep without end while nothing is short and the source is not a polled one; a source is never waited
 //! on in a way that could spin; the thread takes none of the program's signals.
 
-use crate::choose::{Chosen, choose};
+use crate::choose::choose;
 use crate::feed::{Feed, Lost};
-use crate::hub::{Choice, Hub};
+use crate::hub::Hub;
 use crate::judge::Judge;
-use crate::{Event, Level, Options, PassedOver, Source};
+use crate::{Event, Options, PassedOver, Source};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
@@ -52,7 +52,9 @@ impl Drop for Watcher {
         }
         // Cannot fail: the counter is 0.
         let _ = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
-        if let Some(thread) = self.thread.take() {
+        let elsewhere = |thread: &JoinHandle<()>| thread.thread().id() != std::thread::current().id();
+        // The last reader may be dropped by the thread itself, with a task that it woke: then it just ends.
+        if let Some(thread) = self.thread.take().filter(elsewhere) {
             // A panic of the thread has been reported by the panic hook.
             let _ = thread.join();
         }
@@ -72,6 +74,7 @@ pub(crate) fn start(options: Options) -> io::Result<Watcher> {
                 options,
                 feed,
                 source: chosen.source,
+                beaten: None,
                 lost: Vec::new(),
                 hub: Arc::clone(&hub),
                 stop: Arc::clone(&stop),
@@ -101,6 +104,8 @@ struct Watch {
     judge: Judge,
     feed: Box<dyn Feed>,
     source: Source,
+    /// When the source was last looked at because it must be polled.
+    beaten: Option<Instant>,
     lost: Vec<PassedOver>,
     hub: Arc<Hub>,
     stop: Arc<OwnedFd>,
@@ -108,29 +113,28 @@ struct Watch {
 
 impl Watch {
     fn run(mut self) {
-        let mut beaten = Instant::now();
-        while let Some(heard) = self.sleep(beaten) {
+        while let Some(heard) = self.sleep() {
             let now = Instant::now();
-            let beat = self.feed.beat().is_some_and(|beat| now.duration_since(beaten) >= beat);
-            if beat {
-                beaten = now;
-            }
-            if let Err(lost) = self.listen(&heard, beat, now)
-                && !self.go_on(lost)
-            {
-                self.tell(now);
+            let goes_on = self.listen(&heard, now).or_else(|lost| self.go_on(lost));
+            self.tell(now);
+            if goes_on.is_err() {
                 return;
             }
-            self.tell(now);
         }
     }
 
+    /// How long there is nothing to do unless the source is heard; `None`: for ever.
+    fn idle(&self, now: Instant) -> Option<Duration> {
+        let left = |until: Instant| until.saturating_duration_since(now);
+        let beat = self.feed.beat().map(|beat| self.beaten.map_or(Duration::ZERO, |at| left(at + beat)));
+        let rest = self.feed.rests_until().filter(|until| *until > now).map(left);
+        [self.judge.next(now), beat, rest].into_iter().flatten().min()
+    }
+
     /// Sleeps until the source is heard or it is time for something; what was heard, `None` if it is time to end.
-    fn sleep(&self, beaten: Instant) -> Option<Vec<PollFlags>> {
+    fn sleep(&self) -> Option<Vec<PollFlags>> {
         let now = Instant::now();
-        let beat = self.feed.beat().map(|beat| (beaten + beat).saturating_duration_since(now));
-        let rest = self.feed.rests_until().map(|until| until.saturating_duration_since(now));
-        let timeout = [self.judge.next(now), beat, rest].into_iter().flatten().min().map(timespec);
+        let timeout = self.idle(now).map(timespec);
         let mut fds = vec![PollFd::new(&*self.stop, PollFlags::IN)];
         fds.extend(self.feed.ears(now).into_iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
         // Interrupted, or no memory for it: as if nothing was heard. The latter must not spin.
@@ -147,9 +151,16 @@ impl Watch {
         (!stopped).then(|| heard.collect())
     }
 
-    fn listen(&mut self, heard: &[PollFlags], beat: bool, now: Instant) -> Result<(), Lost> {
+    fn listen(&mut self, heard: &[PollFlags], now: Instant) -> Result<(), Lost> {
         if heard.iter().any(|flags| !flags.is_empty()) {
             self.judge.hear(self.feed.hear(heard, now)?, now);
+            // Before a look: what was heard is told even if it is over already.
+            self.tell(now);
+        }
+        let rested = |beat| self.beaten.is_none_or(|at| now.duration_since(at) >= beat);
+        let beat = self.feed.beat().is_some_and(rested);
+        if beat {
+            self.beaten = Some(now);
         }
         if beat || self.judge.wants_look(now) {
             self.judge.look(self.feed.look()?, now);
@@ -157,25 +168,20 @@ impl Watch {
         Ok(())
     }
 
-    /// Takes the next best source in place of the one that was lost; whether there is one.
-    fn go_on(&mut self, lost: Lost) -> bool {
+    /// Takes the next best source in place of the one that was lost; an error if there is none.
+    fn go_on(&mut self, lost: Lost) -> Result<(), Lost> {
         self.judge.forget();
         self.lost.push(PassedOver::new(self.source.clone(), format!("lost: {}", lost.0)));
-        let chosen: Chosen = choose(&self.options, &self.lost);
-        self.hub.choose(Choice { ..chosen.choice() });
+        let chosen = choose(&self.options, &self.lost);
+        self.hub.choose(chosen.choice());
         self.source = chosen.source;
-        match chosen.feed {
-            Some(feed) => {
-                self.feed = feed;
-                true
-            }
-            None => false,
-        }
+        self.feed = chosen.feed.ok_or(lost)?;
+        self.beaten = None;
+        Ok(())
     }
 
     fn tell(&mut self, now: Instant) {
-        let holds: Level = self.judge.holds();
-        self.hub.set_level(holds);
+        self.hub.set_level(self.judge.holds());
         if let Some(level) = self.judge.tell(now) {
             let event = Event { level, before: level, source: self.source.clone(), at: now, merged: 1 };
             self.hub.tell(event);

@@ -2,14 +2,14 @@
 //!
 //! Invariants: a trigger's descriptor is never read; one that says POLLERR is gone; `total=` is read before arming.
 
-use super::gauge::{Gauge, look};
+use super::gauge::{Gauge, Loud, look};
 use super::proof::Proof;
 use super::{Feed, Lost};
 use crate::Level;
 use crate::judge::Look;
 use crate::machine::{Machine, refusal};
-use crate::psi::{Trigger, Who};
-use rustix::event::PollFlags;
+use crate::psi::{LOUD, Trigger, Who};
+use rustix::event::{PollFlags, epoll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -60,8 +60,8 @@ impl Triggers {
 
     /// Somebody else's on `path`, of which only `text` is known; without one the file is only opened.
     pub(crate) fn given(machine: &Machine, path: &Path, text: Option<&[u8]>) -> Result<Triggers, String> {
-        let loud = super::gauge::Loud { medium: crate::psi::LOUD, critical: crate::psi::LOUD };
-        let gauge = Gauge::new(machine, path, loud).ok();
+        can_wait(machine, path)?;
+        let gauge = Gauge::new(machine, path, Loud { medium: LOUD, critical: LOUD }).ok();
         let trigger = text.and_then(Trigger::parse);
         let proof = trigger.and_then(|trigger| proof(gauge.as_ref()?, trigger));
         let fd = match text {
@@ -74,12 +74,17 @@ impl Triggers {
         };
         Ok(Triggers { armed: vec![Armed { fd: fd.map_err(refusal)?, level, proof }], gauge })
     }
+}
 
-    /// Whether each event is held against what can be read.
-    #[cfg(test)]
-    pub(crate) fn is_proven(&self) -> bool {
-        self.armed.iter().all(|armed| armed.proof.is_some())
-    }
+/// An error for a plain file: nothing would ever come of it, and what is in it would be written over.
+fn can_wait(machine: &Machine, path: &Path) -> Result<(), String> {
+    let fd = machine.open(path, OFlags::RDONLY).map_err(refusal)?;
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(refusal)?;
+    let added = epoll::add(&set, &fd, epoll::EventData::new_u64(0), epoll::EventFlags::PRI);
+    added.map_err(|errno| match errno {
+        Errno::PERM => "it is a plain file, in which nothing happens that could be waited for".into(),
+        other => refusal(other),
+    })
 }
 
 /// Reads what there was before.
