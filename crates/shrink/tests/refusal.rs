@@ -1,5 +1,6 @@
 //! The allocator refuses memory in the middle of a cascade: at its first call, at its second, at each there is. Nothing
 //! panics or aborts, every collection holds what it held, and what could not be given back then can be later.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

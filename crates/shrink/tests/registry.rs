@@ -1,4 +1,5 @@
 //! Owners and the bell, with real threads and tasks.
+#![allow(clippy::unwrap_used)]
 
 use ebbtide_shrink::{Bytes, Member, Policy, Registry, Turn};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -18,7 +18,11 @@ struct Shard<'a, K, V, S> {
     hasher: &'a S,
 }
 
-/// A key's hash as dashmap reckons it: not by `hash_one`, which a hasher may do differently.
+/// A key's hash as dashmap reckons it.
+#[allow(
+    clippy::manual_hash_one,
+    reason = "a hasher may do that differently, and then nothing is found again"
+)]
 fn hash<K: Hash>(hasher: &impl BuildHasher, key: &K) -> u64 {
     let mut state = hasher.build_hasher();
     key.hash(&mut state);
