@@ -108,11 +108,8 @@ mod tests {
         let start = Instant::now();
         let mut history = History::default();
         for place in 0..2 * MOST as u64 {
-            history.cut(
-                place.wrapping_mul(0x9e37_79b9_7f4a_7c15),
-                start + Duration::from_millis(place),
-                REST,
-            );
+            let now = start + Duration::from_millis(place);
+            history.cut(place.wrapping_mul(0x9e37_79b9_7f4a_7c15), now, now, REST);
         }
         assert_eq!(history.noted.len(), MOST);
         assert!(history.noted.is_sorted_by_key(|n| n.place));

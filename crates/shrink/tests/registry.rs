@@ -45,7 +45,7 @@ fn each_onset_is_served_once_however_often_it_rang() {
 fn an_onset_in_the_middle_of_a_cascade_is_served_after_it() {
     let registry = Registry::with_allocator(Policy::new().slice(Duration::ZERO).rest(Duration::ZERO), || {});
     let mut member = registry.member("lists");
-    let mut lists: Vec<Vec<u8>> = vec![Vec::with_capacity(5000); 10];
+    let mut lists: Vec<Vec<u8>> = (0..10).map(|_| Vec::with_capacity(5000)).collect();
     registry.flag();
     assert!(member.poll(&mut lists).is_more());
     registry.flag();
@@ -81,7 +81,8 @@ fn an_owner_that_goes_is_no_loss() {
     let registry = Registry::with_allocator(policy, move || _ = asks.fetch_add(1, Ordering::Relaxed));
     let mut member = registry.member("lists");
     registry.flag();
-    assert!(member.poll(&mut vec![Vec::<u8>::with_capacity(5000); 3]).is_more());
+    let mut lists: Vec<Vec<u8>> = (0..3).map(|_| Vec::with_capacity(5000)).collect();
+    assert!(member.poll(&mut lists).is_more());
     // In the middle of its cascade: the allocator is asked all the same, by whoever is last.
     drop(member);
     assert_eq!(asked.load(Ordering::Relaxed), 1);
@@ -94,7 +95,7 @@ fn an_owner_that_goes_is_no_loss() {
 #[test]
 fn shared_values_take_turns_and_are_forgotten_with_their_last_arc() {
     let registry = Registry::with_allocator(Policy::new().slice(Duration::ZERO), || {});
-    let new = |bytes| Arc::new(Mutex::new(vec![Vec::<u8>::with_capacity(bytes); 1]));
+    let new = |bytes| Arc::new(Mutex::new(vec![Vec::<u8>::with_capacity(bytes)]));
     let sizes = [5_000, 50_000, 20_000];
     let values = sizes.map(|bytes| {
         let value = new(0);
