@@ -3,8 +3,8 @@
 //! The kernel tells no program which of its pages are young. So the wrapper hands out its bytes by range and notes, for
 //! each 256 KiB, when. Giving back is MADV_PAGEOUT (Linux 5.4): it loses nothing, whatever the mapping (MADV_DONTNEED
 //! would drop what was written to a private one), leaves alone what other processes map, and drops clean pages of files
-//! at once; modified ones are unmapped and written by the kernel in its own time. The rate is the cascade's: each
-//! 256 KiB is one step of a slice.
+//! at once. Modified ones stay (measured on 6.18) until the kernel has written them, in half a minute, or `flush` has;
+//! they are tried again at the next cascade. The rate is the cascade's: each 256 KiB is one step of a slice.
 //!
 //! Invariant: what was handed out within the idle time is not given back.
 
@@ -136,6 +136,10 @@ impl Site for Chunk<'_> {
         if marked.is_ok() {
             ffi::page_out(self.bytes);
             self.resident = ffi::resident(self.bytes);
+            if self.resident > Bytes::ZERO {
+                // Not all could go: another try next time, unless it was touched since.
+                let _ = self.touched.compare_exchange(AWAY, self.at, Ordering::Relaxed, Ordering::Relaxed);
+            }
         }
         Ok(())
     }

@@ -91,7 +91,7 @@ fn what_panics_costs_one_object_and_no_place() {
         move || assert!(!flag.load(Ordering::Relaxed), "broken, on purpose")
     };
     let (make, check, reset) = (broken(&break_make), broken(&break_check), broken(&break_reset));
-    let pool = Pool::builder(move || make())
+    let pool = Pool::builder(make)
         .most(1)
         .check(move |()| {
             check();
