@@ -92,9 +92,9 @@ pub(crate) fn mallctl(command: &CStr) -> bool {
     taken
 }
 
-/// The whole pages that lie in these bytes.
+/// The whole pages that lie in these bytes: where they begin, how long they are together, and how long each is.
 #[cfg(feature = "memmap2")]
-fn pages(bytes: &[u8]) -> (*mut c_void, usize, usize) {
+pub(crate) fn pages(bytes: &[u8]) -> (*mut c_void, usize, usize) {
     // SAFETY: asks for a constant of the system; the value is positive on Linux.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
     let (start, end) = (bytes.as_ptr().addr(), bytes.as_ptr().addr() + bytes.len());
@@ -106,7 +106,7 @@ fn pages(bytes: &[u8]) -> (*mut c_void, usize, usize) {
 
 /// How many of these bytes are in memory (for a file: in the page cache), by `mincore(2)`; none where it does not say.
 #[cfg(feature = "memmap2")]
-pub(crate) fn resident(bytes: &[u8]) -> Bytes {
+pub(crate) fn in_core(bytes: &[u8]) -> Bytes {
     const MOST: usize = 64;
     let (mut start, mut len, page) = pages(bytes);
     let (mut found, mut answer) = (0, [0_u8; MOST]);

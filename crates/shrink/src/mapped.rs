@@ -2,14 +2,16 @@
 //!
 //! The kernel tells no program which of its pages are young. So the wrapper hands out its bytes by range and notes, for
 //! each 256 KiB, when. Giving back is MADV_PAGEOUT (Linux 5.4): it loses nothing, whatever the mapping (MADV_DONTNEED
-//! would drop what was written to a private one), leaves alone what other processes map, and drops clean pages of files
-//! at once. Modified ones stay (measured on 6.18) until the kernel has written them, in half a minute, or `flush` has;
-//! they are tried again at the next cascade. The rate is the cascade's: each 256 KiB is one step of a slice.
+//! would drop what was written to a private one), and leaves alone what is mapped a second time, here or elsewhere. Clean
+//! pages of files leave the page cache, too; modified ones leave the process, and the kernel writes and drops them in its
+//! own time (measured on 6.18). The rate is the cascade's: each 256 KiB is one step of a slice.
 //!
 //! Invariant: what was handed out within the idle time is not given back.
 
 use crate::{Bytes, Cascade, Refused, Shrink, ShrinkShared, Site, Way, ffi};
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -98,18 +100,44 @@ impl<M: AsRef<[u8]>> Mapped<M> {
         u32::try_from(self.began.elapsed().as_millis() / 100).unwrap_or(u32::MAX - 1) + 1
     }
 
-    fn chunks(&self) -> impl Iterator<Item = Chunk<'_>> {
+    fn chunks<'a>(&'a self, pagemap: Option<&'a File>) -> impl Iterator<Item = Chunk<'a>> {
         let (now, idle) = (self.now(), u32::try_from(self.idle.as_millis() / 100).unwrap_or(u32::MAX));
         self.map.as_ref().chunks(CHUNK).zip(&self.touched).map(move |(bytes, touched)| {
             let at = touched.load(Ordering::Relaxed);
-            // What nobody touched is not this process's to give back, or was given back.
-            let resident = if at == AWAY { Bytes::ZERO } else { ffi::resident(bytes) };
-            Chunk { bytes, touched, at, cold: now.saturating_sub(at) >= idle, resident }
+            let resident = if at == AWAY { Bytes::ZERO } else { resident(pagemap, bytes) };
+            let cold = now.saturating_sub(at) >= idle;
+            Chunk { bytes, touched, at, cold, resident, pagemap }
         })
     }
 }
 
+/// The process's page table as a file; opened anew for each walk, because one from before a fork tells of the parent.
+fn pagemap() -> Option<File> {
+    File::open("/proc/self/pagemap").ok()
+}
+
+/// How much of these bytes this process has in its page table (`/proc/self/pagemap`, bit 63), which is what its resident
+/// set counts; where there is no /proc, how much is in memory at all.
+fn resident(pagemap: Option<&File>, bytes: &[u8]) -> Bytes {
+    const MOST: usize = 64;
+    let Some(pagemap) = pagemap else { return ffi::in_core(bytes) };
+    let (start, len, page) = ffi::pages(bytes);
+    let (mut next, end) = (start.addr() / page, (start.addr() + len) / page);
+    let (mut present, mut entries) = (0, [0_u8; MOST * 8]);
+    while next < end {
+        let part = &mut entries[..(end - next).min(MOST) * 8];
+        if pagemap.read_exact_at(part, next as u64 * 8).is_err() {
+            break;
+        }
+        // The highest bit of each little-endian entry.
+        present += part.chunks_exact(8).filter(|entry| entry[7] & 0x80 != 0).count();
+        next += MOST;
+    }
+    Bytes(present * page)
+}
+
 struct Chunk<'a> {
+    pagemap: Option<&'a File>,
     bytes: &'a [u8],
     touched: &'a AtomicU32,
     at: u32,
@@ -135,9 +163,9 @@ impl Site for Chunk<'_> {
         let marked = self.touched.compare_exchange(self.at, AWAY, Ordering::Relaxed, Ordering::Relaxed);
         if marked.is_ok() {
             ffi::page_out(self.bytes);
-            self.resident = ffi::resident(self.bytes);
+            self.resident = resident(self.pagemap, self.bytes);
             if self.resident > Bytes::ZERO {
-                // Not all could go: another try next time, unless it was touched since.
+                // Mapped elsewhere, too, or locked: another try next time.
                 let _ = self.touched.compare_exchange(AWAY, self.at, Ordering::Relaxed, Ordering::Relaxed);
             }
         }
@@ -151,10 +179,14 @@ impl Site for Chunk<'_> {
 impl<M: AsRef<[u8]>> ShrinkShared for Mapped<M> {
     fn slack_shared(&self) -> Bytes {
         let step = crate::std_impls::stride(self.touched.len());
-        crate::std_impls::sampled(self.touched.len(), self.chunks().step_by(step), |chunk| chunk.unused())
+        crate::std_impls::sampled(
+            self.touched.len(),
+            self.chunks(pagemap().as_ref()).step_by(step),
+            |chunk| chunk.unused(),
+        )
     }
     fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
-        cascade.sites(self.chunks());
+        cascade.sites(self.chunks(pagemap().as_ref()));
     }
 }
 
