@@ -1,3 +1,7 @@
-//! Guide.
-/// Thresholds.
+//! Pages beside the reference: [why this is sound under threads](threads), [how to choose thresholds](thresholds).
+
+#[doc = include_str!("guide/threads.md")]
+pub mod threads {}
+
+#[doc = include_str!("guide/thresholds.md")]
 pub mod thresholds {}

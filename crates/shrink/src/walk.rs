@@ -17,7 +17,7 @@ use crate::policy::{Plan, Policy, Tuning};
 use crate::report::Report;
 use crate::traits::{Site, Way};
 use crate::{Bytes, DEEPEST};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A walk takes what gives back at least this part of the largest that is left.
 const SPREAD: usize = 16;
@@ -64,9 +64,11 @@ pub(crate) struct Walk {
     largest: [Bytes; 2],
     most_steps: u64,
     tries: u32,
-    missed: bool,
+    /// Locks that others held.
+    missed: usize,
     /// The walk was left and taken up again: what changed places meanwhile may have been passed over.
     interrupted: bool,
+    /// And it cut something: another walk may find more.
     unsure: bool,
     /// Step numbers from the root to the step that was not taken; so many of them count.
     cursor: [usize; DEEPEST],
@@ -74,6 +76,8 @@ pub(crate) struct Walk {
     /// When the cascade began, and this slice of it.
     begin: Instant,
     began: Instant,
+    /// How long it took to get to where the last slice ended.
+    resumed: Duration,
     given: Bytes,
     /// Steps of this slice that no earlier slice took.
     fresh: u64,
@@ -92,13 +96,14 @@ impl Walk {
             largest: [Bytes::ZERO; 2],
             most_steps: MOST_STEPS,
             tries: policy.tries,
-            missed: false,
+            missed: 0,
             interrupted: false,
             unsure: false,
             cursor: [0; DEEPEST],
             resume: 0,
             begin,
             began: begin,
+            resumed: Duration::ZERO,
             given: Bytes::ZERO,
             fresh: 0,
             look: false,
@@ -137,7 +142,9 @@ impl Walk {
                 _ => self.resume = 0,
             }
         }
-        if self.fresh > 0 && self.used_up() {
+        if self.fresh == 0 {
+            self.resumed = self.began.elapsed();
+        } else if self.used_up() {
             (self.spent, self.interrupted) = (true, true);
             self.cursor[depth] = step;
             self.resume = depth + 1;
@@ -159,7 +166,9 @@ impl Walk {
             return true;
         }
         let look = std::mem::take(&mut self.look) || self.fresh.is_multiple_of(CLOCK_EVERY);
-        look && self.began.elapsed() >= self.policy.slice
+        // A map can only be gone through from its beginning, 2 ns for each entry that was done before: where that takes
+        // longer than a slice, as much again is worked, or most of the time would go into getting there.
+        look && self.began.elapsed() >= self.policy.slice.max(self.resumed.saturating_mul(2))
     }
 
     /// A value too deep to be looked at.
@@ -237,45 +246,47 @@ impl Walk {
     /// The walk has reached the end of the tree: whether there is another to take.
     pub(crate) fn next_round(&mut self) -> bool {
         self.resume = 0;
-        let floor = self.policy.floor;
-        let done = &self.round;
-        let again = done.kind == Kind::Again;
-        self.missed = done.busy > 0 || (self.missed && !again);
-        let unsure = std::mem::take(&mut self.interrupted) && done.cut > 0;
-        let (busy, steps) = (done.busy, done.steps);
-        let smaller = (done.next >= floor).then(|| Round::new(done.kind, done.next, done.from, floor));
-        let cut = |way: Way, largest: [Bytes; 2]| {
-            let largest = largest[way as usize];
-            (largest >= floor).then(|| Round::new(Kind::Cut(way), largest, Bytes::MAX, floor))
-        };
-        let next = match done.kind {
-            Kind::Measure => {
-                self.most_steps = steps.saturating_mul(2).saturating_add(1024);
-                cut(Way::InPlace, self.largest).or_else(|| cut(Way::Copies, self.largest))
-            }
-            Kind::Cut(Way::InPlace) => smaller.or_else(|| cut(Way::Copies, self.largest)),
-            Kind::Cut(Way::Copies) => smaller,
-            Kind::Again => None,
-        };
-        self.report.busy = if self.missed { busy.max(1) } else { 0 };
-        // Only the last walk of its kind tells: what an earlier one passed over, a later one meets.
+        let again = self.round.kind == Kind::Again;
+        // Of the walks that come again each tells for itself; of the others, any may have missed something.
+        let unsure = std::mem::take(&mut self.interrupted) && self.round.cut > 0;
         self.unsure = unsure || (self.unsure && !again);
-        self.round = match next {
-            Some(round) => round,
-            None if (self.missed || self.unsure) && self.tries > 0 => {
-                self.tries -= 1;
-                // At once it would find the same locks held: the owner has its turn first.
-                self.spent = true;
-                Round::new(Kind::Again, floor, Bytes::MAX, floor)
-            }
-            None => return false,
-        };
+        self.missed = if again { self.round.busy } else { self.missed.max(self.round.busy) };
+        self.report.busy = self.missed;
+        if let Some(round) = self.following() {
+            self.round = round;
+            return true;
+        }
+        if self.tries == 0 || (self.missed == 0 && !self.unsure) {
+            return false;
+        }
+        self.tries -= 1;
+        let floor = self.policy.floor;
+        self.round = Round::new(Kind::Again, floor, Bytes::MAX, floor);
+        // At once it would find the same locks held, and the same places: the owner has its turn first.
+        self.spent = true;
         true
     }
-}
 
-impl Walk {
-    /// The most a slice may still take is used up, also between two walks.
+    /// The next of the walks that cut: the smaller ones of this way, then the other way.
+    fn following(&mut self) -> Option<Round> {
+        let (done, floor) = (&self.round, self.policy.floor);
+        let smaller = (done.next >= floor).then(|| Round::new(done.kind, done.next, done.from, floor));
+        let begin = |way: Way| {
+            let largest = self.largest[way as usize];
+            (largest >= floor).then(|| Round::new(Kind::Cut(way), largest, Bytes::MAX, floor))
+        };
+        match done.kind {
+            Kind::Measure => {
+                self.most_steps = done.steps.saturating_mul(2).saturating_add(1024);
+                begin(Way::InPlace).or_else(|| begin(Way::Copies))
+            }
+            Kind::Cut(Way::InPlace) => smaller.or_else(|| begin(Way::Copies)),
+            Kind::Cut(Way::Copies) => smaller,
+            Kind::Again => None,
+        }
+    }
+
+    /// Whether the slice is used up, also between two walks.
     pub(crate) fn pause(&mut self) -> bool {
         self.look = true;
         self.spent |= self.fresh > 0 && self.used_up();

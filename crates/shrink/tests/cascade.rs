@@ -135,6 +135,13 @@ fn slices_add_up_to_the_whole() {
     assert_eq!((whole.returned, whole.cut, whole.slack), (stepped.returned, stepped.cut, stepped.slack));
     assert_eq!((whole.slices, whole.cut), (1, 5 * 4 * 4));
     assert!(stepped.slices > 300, "{}", stepped.slices);
+    // Slices that end in the middle of one branch and go on through others.
+    for bytes in [6_000, 20_000, 50_000, 130_000] {
+        let policy = Policy::new().slice(Duration::MAX).slice_bytes(Bytes(bytes)).tries(0);
+        let sliced = shrink_now(&mut tree(), &policy);
+        assert_eq!((whole.returned, whole.cut), (sliced.returned, sliced.cut), "{bytes}");
+        assert!(sliced.slices > 2, "{bytes}: {}", sliced.slices);
+    }
     let places: Vec<_> = whole.places.iter().map(|p| (p.path.as_str(), p.cut)).collect();
     assert!(
         places.contains(&("[*][*].ready", 20)) && places.contains(&("[*][*].unacked[*]", 60)),

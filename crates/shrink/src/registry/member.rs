@@ -94,15 +94,7 @@ impl Member {
 
     /// Waits until there is pressure, or goes on at once if there is something to do: for a task that waits for its
     /// peer most of the time, and would not come to poll.
-    ///
-    /// ```ignore
-    /// loop {
-    ///     tokio::select! {
-    ///         request = connection.read(&mut buffers) => serve(request?).await?,
-    ///         () = member.flagged() => { let _ = member.poll(&mut buffers); }
-    ///     }
-    /// }
-    /// ```
+    /// [`guide::threads`](crate::guide::threads) shows it in a `select!`. Cancel safe: dropping it loses nothing.
     pub fn flagged(&mut self) -> impl Future<Output = ()> + Send + '_ {
         Flagged(self)
     }
