@@ -36,10 +36,12 @@ impl Group {
         let mounts = read("/proc/self/mountinfo")?;
         let groups = mounts.split(|b| *b == b'\n').filter_map(|line| {
             let mount = mount(line, version)?;
-            Some(Group { version, dir: mount.point.join(inside(&path, &mount.root)?), top: mount.point })
+            let dir = mount.point.iter().chain(inside(&path, &mount.root)?).collect();
+            Some(Group { version, dir, top: mount.point })
         });
-        let found = groups.filter(|group| machine.real(&group.dir).is_dir()).last();
-        found.ok_or_else(|| format!("the group {} is not mounted here", path.display()))
+        let mut shown = groups.filter(|group| machine.real(&group.dir).is_dir());
+        // The last mount covers the others.
+        shown.next_back().ok_or_else(|| format!("the group {} is not mounted here", path.display()))
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
@@ -57,7 +59,9 @@ impl Group {
         let most = mem_total(machine).unwrap_or(1 << 62);
         let dirs = self.dir.ancestors().take_while(|dir| dir.starts_with(&self.top));
         let groups = dirs.map(|dir| Group { dir: dir.to_owned(), ..self.clone() });
-        groups.filter_map(|group| group.limit(machine).map(|limit| (group, limit))).find(|(_, limit)| *limit < most)
+        groups
+            .filter_map(|group| group.limit(machine).map(|limit| (group, limit)))
+            .find(|(_, limit)| *limit < most)
     }
 
     /// Its own limit in bytes. `max` is no number, and so none.
@@ -117,10 +121,12 @@ fn unescape(text: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((first, tail)) = rest.split_first() {
-        let octal = |digits: &[u8]| digits.iter().try_fold(0_u8, |n, d| {
-            let digit = d.checked_sub(b'0').filter(|digit| *digit < 8)?;
-            n.checked_mul(8)?.checked_add(digit)
-        });
+        let octal = |digits: &[u8]| {
+            digits.iter().try_fold(0_u8, |n, d| {
+                let digit = d.checked_sub(b'0').filter(|digit| *digit < 8)?;
+                n.checked_mul(8)?.checked_add(digit)
+            })
+        };
         match (first, tail.split_at_checked(3)) {
             (b'\\', Some((digits, after))) if octal(digits).is_some() => {
                 bytes.extend(octal(digits));

@@ -7,6 +7,7 @@
 //! polled figures would show, and sooner. How much is used says nothing of whether anybody waits: it comes last.
 
 use crate::cgroup::{Group, Version};
+use crate::feed::Feed;
 use crate::feed::averages::Averages;
 use crate::feed::events::{Events, Judge};
 use crate::feed::gauge::{Gauge, Loud};
@@ -14,7 +15,6 @@ use crate::feed::notes::{Notes, Way};
 use crate::feed::trigger::Triggers;
 use crate::feed::usage::Usage;
 use crate::feed::vmpressure::Levels;
-use crate::feed::Feed;
 use crate::hub::Choice;
 use crate::machine::{Machine, refusal};
 use crate::systemd::{Asked, WATCH};
@@ -126,7 +126,8 @@ impl Field {
             }
             Asked::Watch { path, write } => (path, write.clone()),
         };
-        let kind = rustix::fs::stat(self.machine.real(path)).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        let kind =
+            rustix::fs::stat(self.machine.real(path)).map(|stat| FileType::from_raw_mode(stat.st_mode));
         let notes = |kind, way| {
             Offer::new(kind, path, Notes::open(way, &self.machine, path, write.clone(), self.relief()))
         };

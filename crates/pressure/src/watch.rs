@@ -89,7 +89,9 @@ pub(crate) fn start(options: Options) -> io::Result<Watcher> {
 /// a handler. They are blocked before it starts, so that there is no moment in which it could take one.
 fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     let mut blocked = SigSet::all();
-    for fault in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGTRAP, Signal::SIGSYS] {
+    for fault in
+        [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGTRAP, Signal::SIGSYS]
+    {
         blocked.remove(fault);
     }
     let before = blocked.thread_swap_mask(SigmaskHow::SIG_SETMASK)?;

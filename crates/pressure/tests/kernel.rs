@@ -49,7 +49,8 @@ impl Group {
     /// `None`, with the reason printed, where there can be none.
     fn new(limit: &str) -> Option<Group> {
         let dir = Path::new("/sys/fs/cgroup/memory").join(format!("ebbtide-pressure-{}", std::process::id()));
-        if !Path::new("/sys/fs/cgroup/memory/cgroup.event_control").exists() || fs::create_dir(&dir).is_err() {
+        if !Path::new("/sys/fs/cgroup/memory/cgroup.event_control").exists() || fs::create_dir(&dir).is_err()
+        {
             println!("skipped: no group of cgroup v1 with the memory controller can be made here");
             return None;
         }
@@ -150,7 +151,10 @@ fn v1_tells_of_reclaim_in_the_own_group() {
         while child.ask("next") != "release" {}
     }
     let spent: u64 = child.ask("cpu").parse().unwrap();
-    assert!(spent < 1000, "the watcher spun: {spent} ms of processor time in some seconds of next to nothing");
+    assert!(
+        spent < 1000,
+        "the watcher spun: {spent} ms of processor time in some seconds of next to nothing"
+    );
     // The kernel signals that the group goes, too: that is no pressure.
     fs::write("/sys/fs/cgroup/memory/cgroup.procs", child.pid().to_string()).unwrap();
     fs::remove_dir(&group.0).unwrap();
@@ -167,8 +171,11 @@ fn the_hosts_triggers_are_armed_and_invent_nothing() {
         return;
     };
     let write = "c29tZSAyMDAwMDAgMjAwMDAwMAA=";
-    let variables = Options::new().variable("MEMORY_PRESSURE_WATCH", HOST).variable("MEMORY_PRESSURE_WRITE", write);
-    for (options, kind) in [(Options::new().no_variables(), Kind::HostTrigger), (variables, Kind::SystemdFile)] {
+    let variables =
+        Options::new().variable("MEMORY_PRESSURE_WATCH", HOST).variable("MEMORY_PRESSURE_WRITE", write);
+    for (options, kind) in
+        [(Options::new().no_variables(), Kind::HostTrigger), (variables, Kind::SystemdFile)]
+    {
         let pressure = Pressure::open(options).unwrap();
         println!("{} {:?}", pressure.source(), pressure.passed_over());
         if kind == Kind::SystemdFile {

@@ -1,5 +1,5 @@
 //! The service manager's FIFO and socket, spoken to as systemd's protocol says, and every way in which they end.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use ebbtide_pressure::{Change, Kind, Level, Options, Pressure};
 use ebbtide_testkit::FakeRoot;
@@ -16,7 +16,9 @@ const WRITE: &str = "c29tZSAyMDAwMDAgMjAwMDAwMAA=";
 const WRITTEN: &[u8] = b"some 200000 2000000\0";
 
 fn psi(avg10: &str) -> String {
-    format!("some avg10={avg10} avg60=0.00 avg300=0.00 total=1\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1\n")
+    format!(
+        "some avg10={avg10} avg60=0.00 avg300=0.00 total=1\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1\n"
+    )
 }
 
 /// A machine on which only the host's PSI tells of relief, and cannot be taken for a source by mistake.
@@ -119,7 +121,8 @@ fn a_note_may_come_before_its_reader() {
 fn a_socket_is_greeted_and_heard() {
     let fake = machine();
     let listener = UnixListener::bind(fake.path().join("socket")).unwrap();
-    let pressure = Pressure::open(options(&fake, "/socket").variable("MEMORY_PRESSURE_WRITE", WRITE)).unwrap();
+    let pressure =
+        Pressure::open(options(&fake, "/socket").variable("MEMORY_PRESSURE_WRITE", WRITE)).unwrap();
     assert_eq!(pressure.source().kind(), Kind::SystemdSocket);
     let (mut manager, _) = listener.accept().unwrap();
     let mut greeting = [0; WRITTEN.len()];
@@ -223,7 +226,8 @@ fn the_descriptor_says_when_there_is_something() {
     fake.set("proc/pressure/memory", psi("5.00"));
     fifo(&fake);
     let pressure = open(&fake, "/fifo", Kind::SystemdFifo);
-    let (inner, outer) = (epoll::create(epoll::CreateFlags::CLOEXEC), epoll::create(epoll::CreateFlags::CLOEXEC));
+    let (inner, outer) =
+        (epoll::create(epoll::CreateFlags::CLOEXEC), epoll::create(epoll::CreateFlags::CLOEXEC));
     let (inner, outer) = (inner.unwrap(), outer.unwrap());
     epoll::add(&inner, &pressure, epoll::EventData::new_u64(1), epoll::EventFlags::IN).unwrap();
     epoll::add(&outer, &inner, epoll::EventData::new_u64(2), epoll::EventFlags::IN).unwrap();
@@ -257,7 +261,11 @@ fn readers_do_not_take_from_each_other() {
     expect(&third, Change::Release);
     expect(&second, Change::Onset);
     expect(&second, Change::Release);
-    assert_eq!(second.try_clone().unwrap().try_next(), None, "what is over is told to nobody who was not there");
+    assert_eq!(
+        second.try_clone().unwrap().try_next(),
+        None,
+        "what is over is told to nobody who was not there"
+    );
 }
 
 #[tokio::test(flavor = "current_thread")]

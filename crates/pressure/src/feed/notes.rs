@@ -111,7 +111,9 @@ fn connect(way: Way, machine: &Machine, path: &Path, greeting: &[u8]) -> Result<
 /// Held open for writing, too, a FIFO never hangs up when a writer ends, as `echo >fifo` does.
 fn open_fifo(machine: &Machine, path: &Path, reading_will_do: bool) -> Result<OwnedFd, Errno> {
     match machine.open(path, OFlags::RDWR) {
-        Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) if reading_will_do => machine.open(path, OFlags::RDONLY),
+        Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) if reading_will_do => {
+            machine.open(path, OFlags::RDONLY)
+        }
         other => other,
     }
 }

@@ -43,9 +43,12 @@ impl Triggers {
         gauge: Gauge,
     ) -> Result<Triggers, String> {
         let mut armed = Vec::new();
-        for (level, who, stall) in [(Level::Medium, Who::Some, medium), (Level::Critical, Who::Full, critical)] {
+        for (level, who, stall) in
+            [(Level::Medium, Who::Some, medium), (Level::Critical, Who::Full, critical)]
+        {
             let trigger = |seconds: u32| {
-                let trigger = Trigger { who, stall: stall * seconds, window: Duration::from_secs(seconds.into()) };
+                let trigger =
+                    Trigger { who, stall: stall * seconds, window: Duration::from_secs(seconds.into()) };
                 let proof = proof(&gauge, trigger);
                 arm(machine, path, trigger.text().as_bytes()).map(|fd| Armed { fd, level, proof })
             };

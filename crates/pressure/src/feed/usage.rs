@@ -54,10 +54,14 @@ impl Usage {
             Usage::Host { meminfo: file } => {
                 let text = read(file)?;
                 let total = meminfo(&text, b"MemTotal:");
-                share(total.zip(meminfo(&text, b"MemAvailable:")).map(|(all, free)| all.saturating_sub(free)), total)
+                share(
+                    total.zip(meminfo(&text, b"MemAvailable:")).map(|(all, free)| all.saturating_sub(free)),
+                    total,
+                )
             }
             Usage::Group { used, stat, inactive, limit } => {
-                let cache = read(stat)?.split(|b| *b == b'\n').find_map(|line| number(line.strip_prefix(*inactive)?));
+                let cache =
+                    read(stat)?.split(|b| *b == b'\n').find_map(|line| number(line.strip_prefix(*inactive)?));
                 let used = number(read(used)?.trim_ascii());
                 share(used.map(|used| used.saturating_sub(cache.unwrap_or(0))), Some(*limit))
             }

@@ -51,7 +51,11 @@ fn listen(machine: &Machine, group: &Group, level: Level) -> Result<OwnedFd, Err
 impl Feed for Levels {
     fn ears(&self, now: Instant) -> Vec<(BorrowedFd<'_>, PollFlags)> {
         let rested = self.rest.filter(|(_, until)| now < *until).map_or(Level::None, |(level, _)| level);
-        self.ears.iter().filter(|(level, _)| *level > rested).map(|(_, fd)| (fd.as_fd(), PollFlags::IN)).collect()
+        self.ears
+            .iter()
+            .filter(|(level, _)| *level > rested)
+            .map(|(_, fd)| (fd.as_fd(), PollFlags::IN))
+            .collect()
     }
 
     fn hear(&mut self, heard: &[PollFlags], now: Instant) -> Result<Level, Lost> {
