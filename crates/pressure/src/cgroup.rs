@@ -55,17 +55,15 @@ impl Group {
 
     /// The nearest group from this one upward with a limit that can be reached: reclaim at a limit tells the group that
     /// has it, and none below (`mem_cgroup_charge`, `vmpressure`). A limit of all memory or more is none.
-    pub(crate) fn limited(&self, machine: &Machine) -> Option<(Group, u64)> {
+    pub(crate) fn limited(&self, machine: &Machine) -> Option<Group> {
         let most = mem_total(machine).unwrap_or(1 << 62);
         let dirs = self.dir.ancestors().take_while(|dir| dir.starts_with(&self.top));
-        let groups = dirs.map(|dir| Group { dir: dir.to_owned(), ..self.clone() });
-        groups
-            .filter_map(|group| group.limit(machine).map(|limit| (group, limit)))
-            .find(|(_, limit)| *limit < most)
+        let mut groups = dirs.map(|dir| Group { dir: dir.to_owned(), ..self.clone() });
+        groups.find(|group| group.limit(machine).is_some_and(|limit| limit < most))
     }
 
-    /// Its own limit in bytes. `max` is no number, and so none.
-    fn limit(&self, machine: &Machine) -> Option<u64> {
+    /// Its own limit in bytes, if it has one. `max` is no number, and so none.
+    pub(crate) fn limit(&self, machine: &Machine) -> Option<u64> {
         let names: &[&str] = match self.version {
             Version::V1 => &["memory.limit_in_bytes"],
             Version::V2 => &["memory.high", "memory.max"],

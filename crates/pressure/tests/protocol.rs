@@ -179,6 +179,8 @@ fn a_socket_is_connected_anew_but_not_for_ever() {
     let lost = pressure.passed_over().remove(0);
     assert_eq!(lost.source().kind(), Kind::SystemdSocket);
     assert_eq!(lost.why().to_string(), "lost: the other end was closed");
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "what was lost is not touched again");
 }
 
 #[test]
@@ -199,7 +201,7 @@ fn what_cannot_be_used_is_said_and_not_touched() {
     let fake = machine().file("plain", "precious").dir("dir");
     drop(UnixListener::bind(fake.path().join("dead")).unwrap());
     for (watch, why) in [
-        ("/plain", "plain file"),
+        ("/plain", "it is no PSI file"),
         ("/dir", "neither a regular file nor a FIFO nor a socket"),
         ("/missing", "it is not there"),
         ("/plain/inside", "it is not there"),
@@ -217,6 +219,30 @@ fn what_cannot_be_used_is_said_and_not_touched() {
     assert_eq!(std::fs::read(fake.path().join("plain")).unwrap(), b"precious");
     let nonsense = options(&fake, "/dead").variable("MEMORY_PRESSURE_WRITE", "=$");
     assert!(Pressure::open(nonsense).unwrap().passed_over()[0].to_string().contains("no base64"));
+}
+
+/// The trigger is written as it was given, with the NUL that the kernel needs.
+#[test]
+fn a_psi_file_needs_a_trigger() {
+    let fake = machine().file("psi", psi("0.00"));
+    let said = |write: Option<&str>| {
+        let options = options(&fake, "/psi");
+        let write = write.map(|write| options.clone().variable("MEMORY_PRESSURE_WRITE", write));
+        let pressure = Pressure::open(write.unwrap_or(options)).unwrap();
+        (
+            pressure.source().kind(),
+            pressure.passed_over().first().map(ToString::to_string).unwrap_or_default(),
+        )
+    };
+    assert!(said(None).1.contains("without MEMORY_PRESSURE_WRITE"));
+    // "hello"
+    assert!(said(Some("aGVsbG8=")).1.contains("no trigger"));
+    assert_eq!(
+        said(Some("c29tZSAyMDAwMDAgMjAwMDAwMA==")),
+        (Kind::SystemdFile, String::new()),
+        "without a NUL"
+    );
+    assert!(std::fs::read(fake.path().join("psi")).unwrap().starts_with(WRITTEN));
 }
 
 /// The reader's descriptor: readable exactly while there is something, also nested in an epoll set.
