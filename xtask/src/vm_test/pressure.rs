@@ -20,6 +20,8 @@ struct Case {
     command: &'static str,
     /// What it must choose.
     source: &'static str,
+    /// How pressure ends: "sinks" by itself, or the group is "removed", after which another source is taken.
+    end: &'static str,
 }
 
 const CASES: [Case; 4] = [
@@ -28,6 +30,7 @@ const CASES: [Case; 4] = [
         before: "",
         command: "pressure-watch",
         source: "triggers on the own cgroup's PSI (/sys/fs/cgroup/root/memory.pressure)",
+        end: "sinks",
     },
     Case {
         group: "service",
@@ -35,6 +38,7 @@ const CASES: [Case; 4] = [
         command: "MEMORY_PRESSURE_WATCH=/sys/fs/cgroup/service/memory.pressure \
                   MEMORY_PRESSURE_WRITE=c29tZSAyMDAwMDAgMjAwMDAwMAA= pressure-watch",
         source: "the service manager's PSI file (/sys/fs/cgroup/service/memory.pressure)",
+        end: "sinks",
     },
     // A container: nothing may be written.
     Case {
@@ -42,18 +46,20 @@ const CASES: [Case; 4] = [
         before: "",
         command: "su nobody -c pressure-watch",
         source: "a cgroup's memory.events (/sys/fs/cgroup/container/memory.events)",
+        end: "removed",
     },
-    // A delegated group, as systemd's service of another user. Before 6.4 whoever may write a group's file may have any
-    // trigger, since then windows of 2 s; the host's file is not nobody's to write before.
+    // A delegated group, as systemd's service of another user. On 5.10 whoever may write a group's file may have any
+    // trigger; since 6.4, and on Debian's 6.1, only root may have a window that is no multiple of 2 s.
     Case {
         group: "delegated",
         before: "chown nobody memory.pressure",
         command: "su nobody -c pressure-watch",
         source: "triggers on the own cgroup's PSI (/sys/fs/cgroup/delegated/memory.pressure)",
+        end: "sinks",
     },
 ];
 
-/// Arguments: the group, what comes before, the command. The kernel holds a group up for what it takes above its
+/// Arguments: a case's fields in their order, but for the source. The kernel holds a group up for what it takes above its
 /// memory.high; the example itself takes next to nothing.
 const GUEST: &str = r#"
     said() { tries=0; until grep -q "$1" "$out"; do tries=$((tries + 1)); [ $tries -lt 1200 ] || return 1; sleep 0.1; done; }
@@ -65,16 +71,23 @@ const GUEST: &str = r#"
     (echo 0 >cgroup.procs; exec dd if=/dev/zero of=/dev/null bs=48M 2>/dev/null) &
     said 'onset    [mc]\|rise'
     kill $!
+    pids=$(cat cgroup.procs)
+    if [ "$4" = removed ]; then
+        cd ..
+        for pid in $pids; do echo $pid >cgroup.procs; done
+        until rmdir "$1"; do sleep 0.1; done
+    fi
     said release
-    for pid in $(cat cgroup.procs); do kill $pid; done
+    kill $pids
     wait
     sed "s/^/$1: /" $out"#;
 
 pub(super) fn check(kernel: Kernel) -> Result<Outcome> {
     run(cargo().args(["build", "--quiet", "--package", "ebbtide-pressure", "--example", "watch"]))?;
     let release = kernel.version().unwrap_or_default().to_owned();
-    let cases =
-        CASES.iter().map(|case| format!("guest {} '{}' '{}' &\n", case.group, case.before, case.command));
+    let cases = CASES.iter().map(|Case { group, before, command, end, .. }| {
+        format!("guest {group} '{before}' '{command}' {end} &\n")
+    });
     let script = format!("guest() {{ sh /share/guest \"$@\"; }}\n{}wait", cases.collect::<String>());
     let share = crate::workspace::target_dir("vm-pressure")?;
     std::fs::write(share.join("guest"), GUEST)?;
@@ -87,13 +100,14 @@ pub(super) fn check(kernel: Kernel) -> Result<Outcome> {
     for case in &CASES {
         let lines: Vec<&str> =
             said.lines().filter_map(|line| line.strip_prefix(case.group)?.strip_prefix(": ")).collect();
-        judge(case.source, &lines).map_err(|error| error.context(format!("{release}: {said}")))?;
+        judge(case, &lines).map_err(|error| error.context(format!("{release}: {said}")))?;
     }
     Ok(Outcome::Passed)
 }
 
 /// The right source, then pressure that begins, and its end as the last event.
-fn judge(source: &str, lines: &[&str]) -> Result<()> {
+fn judge(case: &Case, lines: &[&str]) -> Result<()> {
+    let source = case.source;
     let first = lines.first().copied().unwrap_or_default();
     ensure!(first == format!("watching: {source}"), "{first:?} instead of {source:?}");
     let events: Vec<&str> = lines.iter().filter(|line| line.contains(" s  ")).copied().collect();

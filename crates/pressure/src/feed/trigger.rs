@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 
 /// The finest window, for which a process needs CAP_SYS_RESOURCE: the kernel looks ten times in it.
 const FINE: u32 = 1;
-/// What every process may have since 6.4: a multiple of 2 s.
+/// What every process may have that may write the file, since 6.4 and on Debian's 6.1: a multiple of 2 s. Before, the
+/// host's file was root's alone, and on a group's any window was to be had (seen on 5.10).
 const COARSE: u32 = 2;
 
 /// One or two triggers on one file.
