@@ -36,10 +36,12 @@ impl Group {
         let mounts = read("/proc/self/mountinfo")?;
         let groups = mounts.split(|b| *b == b'\n').filter_map(|line| {
             let mount = mount(line, version)?;
-            Some(Group { version, dir: mount.point.join(inside(&path, &mount.root)?), top: mount.point })
+            let dir = mount.point.iter().chain(inside(&path, &mount.root)?).collect();
+            Some(Group { version, dir, top: mount.point })
         });
-        let found = groups.filter(|group| machine.real(&group.dir).is_dir()).last();
-        found.ok_or_else(|| format!("the group {} is not mounted here", path.display()))
+        let mut shown = groups.filter(|group| machine.real(&group.dir).is_dir());
+        // The last mount covers the others.
+        shown.next_back().ok_or_else(|| format!("the group {} is not mounted here", path.display()))
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
@@ -53,15 +55,15 @@ impl Group {
 
     /// The nearest group from this one upward with a limit that can be reached: reclaim at a limit tells the group that
     /// has it, and none below (`mem_cgroup_charge`, `vmpressure`). A limit of all memory or more is none.
-    pub(crate) fn limited(&self, machine: &Machine) -> Option<(Group, u64)> {
+    pub(crate) fn limited(&self, machine: &Machine) -> Option<Group> {
         let most = mem_total(machine).unwrap_or(1 << 62);
         let dirs = self.dir.ancestors().take_while(|dir| dir.starts_with(&self.top));
-        let groups = dirs.map(|dir| Group { dir: dir.to_owned(), ..self.clone() });
-        groups.filter_map(|group| group.limit(machine).map(|limit| (group, limit))).find(|(_, limit)| *limit < most)
+        let mut groups = dirs.map(|dir| Group { dir: dir.to_owned(), ..self.clone() });
+        groups.find(|group| group.limit(machine).is_some_and(|limit| limit < most))
     }
 
-    /// Its own limit in bytes. `max` is no number, and so none.
-    fn limit(&self, machine: &Machine) -> Option<u64> {
+    /// Its own limit in bytes, if it has one. `max` is no number, and so none.
+    pub(crate) fn limit(&self, machine: &Machine) -> Option<u64> {
         let names: &[&str] = match self.version {
             Version::V1 => &["memory.limit_in_bytes"],
             Version::V2 => &["memory.high", "memory.max"],
@@ -117,10 +119,12 @@ fn unescape(text: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((first, tail)) = rest.split_first() {
-        let octal = |digits: &[u8]| digits.iter().try_fold(0_u8, |n, d| {
-            let digit = d.checked_sub(b'0').filter(|digit| *digit < 8)?;
-            n.checked_mul(8)?.checked_add(digit)
-        });
+        let octal = |digits: &[u8]| {
+            digits.iter().try_fold(0_u8, |n, d| {
+                let digit = d.checked_sub(b'0').filter(|digit| *digit < 8)?;
+                n.checked_mul(8)?.checked_add(digit)
+            })
+        };
         match (first, tail.split_at_checked(3)) {
             (b'\\', Some((digits, after))) if octal(digits).is_some() => {
                 bytes.extend(octal(digits));

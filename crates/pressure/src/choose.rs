@@ -7,6 +7,7 @@
 //! polled figures would show, and sooner. How much is used says nothing of whether anybody waits: it comes last.
 
 use crate::cgroup::{Group, Version};
+use crate::feed::Feed;
 use crate::feed::averages::Averages;
 use crate::feed::events::{Events, Judge};
 use crate::feed::gauge::{Gauge, Loud};
@@ -14,7 +15,6 @@ use crate::feed::notes::{Notes, Way};
 use crate::feed::trigger::Triggers;
 use crate::feed::usage::Usage;
 use crate::feed::vmpressure::Levels;
-use crate::feed::Feed;
 use crate::hub::Choice;
 use crate::machine::{Machine, refusal};
 use crate::systemd::{Asked, WATCH};
@@ -25,66 +25,66 @@ use std::time::Duration;
 
 const HOST: &str = "/proc/pressure/memory";
 
-/// What is used, and what not.
-pub(crate) struct Chosen {
-    pub(crate) source: Source,
-    pub(crate) passed_over: Vec<PassedOver>,
-    pub(crate) feed: Option<Box<dyn Feed>>,
-}
-
-impl Chosen {
-    pub(crate) fn choice(&self) -> Choice {
-        Choice { source: self.source.clone(), passed_over: self.passed_over.clone() }
-    }
-}
-
-/// One source to be tried: what it is, and itself or why not.
-struct Offer {
+/// One source to be tried: what it is, and how it is opened.
+struct Offer<'a> {
     source: Source,
-    feed: Result<Box<dyn Feed>, String>,
+    open: Open<'a>,
 }
 
-impl Offer {
-    fn new<F: Feed + 'static>(kind: Kind, path: &Path, feed: Result<F, String>) -> Offer {
-        Offer { source: Source::new(kind, path), feed: feed.map(|feed| Box::new(feed) as Box<dyn Feed>) }
+type Opened = Result<Box<dyn Feed>, String>;
+type Open<'a> = Box<dyn FnOnce() -> Opened + 'a>;
+
+impl<'a> Offer<'a> {
+    fn new<F: Feed + 'static>(
+        kind: Kind,
+        path: &Path,
+        open: impl FnOnce() -> Result<F, String> + 'a,
+    ) -> Offer<'a> {
+        let open = || open().map(|feed| Box::new(feed) as Box<dyn Feed>);
+        Offer { source: Source::new(kind, path), open: Box::new(open) }
     }
 
-    fn refused(source: Source, why: impl Into<String>) -> Offer {
-        Offer { source, feed: Err(why.into()) }
+    fn refused(source: Source, why: impl Into<String>) -> Offer<'a> {
+        let why = why.into();
+        Offer { source, open: Box::new(|| Err(why)) }
     }
 }
 
-/// Chooses among all but those that were lost.
-pub(crate) fn choose(options: &Options, lost: &[PassedOver]) -> Chosen {
+/// Chooses among all but those that were lost, which are not touched again.
+pub(crate) fn choose(options: &Options, lost: &[PassedOver]) -> (Choice, Option<Box<dyn Feed>>) {
     let asked = Asked::read(options);
     if asked == Asked::Off {
-        return Chosen { source: Source::bare(Kind::Off), passed_over: Vec::new(), feed: None };
+        return (Choice { source: Source::bare(Kind::Off), passed_over: Vec::new() }, None);
     }
-    let field = Field::survey(options);
-    let mut passed_over = Vec::new();
-    let offers: [&dyn Fn() -> Offer; 8] = [
-        &|| field.systemd(&asked),
-        &|| field.cgroup_trigger(),
-        &|| field.cgroup_events(),
-        &|| field.cgroup_level(),
-        &|| field.host_trigger(),
-        &|| field.cgroup_averages(),
-        &|| field.host_averages(),
-        &|| field.cgroup_usage(),
+    let field = Field::survey(options, asked);
+    let offers: [fn(&Field) -> Offer<'_>; 9] = [
+        Field::systemd,
+        Field::cgroup_trigger,
+        Field::cgroup_events,
+        Field::cgroup_level,
+        Field::host_trigger,
+        Field::cgroup_averages,
+        Field::host_averages,
+        Field::cgroup_usage,
+        Field::host_available,
     ];
-    for offer in offers.into_iter().chain([&(|| field.host_available()) as &dyn Fn() -> Offer]) {
-        let Offer { source, feed } = offer();
-        match (lost.iter().find(|passed| *passed.source() == source), feed) {
-            (Some(lost), _) => passed_over.push(lost.clone()),
-            (None, Err(why)) => passed_over.push(PassedOver::new(source, why)),
-            (None, Ok(feed)) => return Chosen { source, passed_over, feed: Some(feed) },
+    let mut passed_over = Vec::new();
+    for offer in offers {
+        let Offer { source, open } = offer(&field);
+        match lost.iter().find(|passed| *passed.source() == source) {
+            Some(lost) => passed_over.push(lost.clone()),
+            None => match open() {
+                Ok(feed) => return (Choice { source, passed_over }, Some(feed)),
+                Err(why) => passed_over.push(PassedOver::new(source, why)),
+            },
         }
     }
-    Chosen { source: Source::bare(Kind::Nothing), passed_over, feed: None }
+    (Choice { source: Source::bare(Kind::Nothing), passed_over }, None)
 }
 
 /// What there is to choose from.
 struct Field {
+    asked: Asked,
     machine: Machine,
     medium: Duration,
     critical: Duration,
@@ -93,11 +93,11 @@ struct Field {
 }
 
 impl Field {
-    fn survey(options: &Options) -> Field {
+    fn survey(options: &Options, asked: Asked) -> Field {
         let machine = Machine::new(&options.root);
         let unified = Group::own(&machine, Version::V2);
         let legacy = Group::own(&machine, Version::V1);
-        Field { machine, medium: options.medium, critical: options.critical, unified, legacy }
+        Field { asked, machine, medium: options.medium, critical: options.critical, unified, legacy }
     }
 
     fn loud(&self) -> Loud {
@@ -115,8 +115,8 @@ impl Field {
         Ok(group.file("memory.pressure"))
     }
 
-    fn systemd(&self, asked: &Asked) -> Offer {
-        let (path, write) = match asked {
+    fn systemd(&self) -> Offer<'_> {
+        let (path, write) = match &self.asked {
             Asked::Nothing | Asked::Off => {
                 let source = Source::bare(Kind::SystemdFile);
                 return Offer::refused(source, format!("{WATCH} is not set"));
@@ -124,23 +124,21 @@ impl Field {
             Asked::Nonsense { path, why } => {
                 return Offer::refused(Source::new(Kind::SystemdFile, path), why.clone());
             }
-            Asked::Watch { path, write } => (path, write.clone()),
+            Asked::Watch { path, write } => (path, write.as_deref()),
         };
-        let kind = rustix::fs::stat(self.machine.real(path)).map(|stat| FileType::from_raw_mode(stat.st_mode));
         let notes = |kind, way| {
-            Offer::new(kind, path, Notes::open(way, &self.machine, path, write.clone(), self.relief()))
+            Offer::new(kind, path, move || Notes::open(way, &self.machine, path, write, self.relief()))
         };
-        match kind {
+        let refused = |why: String| Offer::refused(Source::new(Kind::SystemdFile, path), why);
+        let stat = rustix::fs::stat(self.machine.real(path));
+        match stat.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
             Ok(FileType::RegularFile) => {
-                Offer::new(Kind::SystemdFile, path, Triggers::given(&self.machine, path, write.as_deref()))
+                Offer::new(Kind::SystemdFile, path, move || Triggers::given(&self.machine, path, write))
             }
             Ok(FileType::Fifo) => notes(Kind::SystemdFifo, Way::Fifo),
             Ok(FileType::Socket) => notes(Kind::SystemdSocket, Way::Socket),
-            Ok(_) => Offer::refused(
-                Source::new(Kind::SystemdFile, path),
-                "it is neither a regular file nor a FIFO nor a socket",
-            ),
-            Err(errno) => Offer::refused(Source::new(Kind::SystemdFile, path), refusal(errno)),
+            Ok(_) => refused("it is neither a regular file nor a FIFO nor a socket".into()),
+            Err(errno) => refused(refusal(errno)),
         }
     }
 
@@ -150,79 +148,87 @@ impl Field {
         own.or_else(|_| Gauge::of_relief(&self.machine, Path::new(HOST))).ok()
     }
 
-    fn cgroup_trigger(&self) -> Offer {
-        match self.own_psi() {
-            Ok(path) => self.trigger(Kind::CgroupTrigger, &path),
-            Err(why) => Offer::refused(Source::bare(Kind::CgroupTrigger), why),
-        }
+    fn cgroup_trigger(&self) -> Offer<'_> {
+        self.on_own_psi(Kind::CgroupTrigger, |path| self.trigger(Kind::CgroupTrigger, path))
     }
 
-    fn host_trigger(&self) -> Offer {
+    fn host_trigger(&self) -> Offer<'_> {
         self.trigger(Kind::HostTrigger, Path::new(HOST))
     }
 
-    fn trigger(&self, kind: Kind, path: &Path) -> Offer {
-        let triggers = |gauge| Triggers::own(&self.machine, path, self.medium, self.critical, gauge);
-        Offer::new(kind, path, Gauge::new(&self.machine, path, self.loud()).and_then(triggers))
+    fn cgroup_averages(&self) -> Offer<'_> {
+        self.on_own_psi(Kind::CgroupAverages, |path| self.averages(Kind::CgroupAverages, path))
+    }
+
+    fn host_averages(&self) -> Offer<'_> {
+        self.averages(Kind::HostAverages, Path::new(HOST))
+    }
+
+    fn on_own_psi<'a>(&self, kind: Kind, offer: impl FnOnce(&Path) -> Offer<'a>) -> Offer<'a> {
+        match self.own_psi() {
+            Ok(path) => offer(&path),
+            Err(why) => Offer::refused(Source::bare(kind), why),
+        }
+    }
+
+    fn trigger(&self, kind: Kind, path: &Path) -> Offer<'_> {
+        let file = path.to_owned();
+        Offer::new(kind, path, move || {
+            let gauge = Gauge::new(&self.machine, &file, self.loud())?;
+            Triggers::own(&self.machine, &file, self.medium, self.critical, gauge)
+        })
+    }
+
+    fn averages(&self, kind: Kind, path: &Path) -> Offer<'_> {
+        let file = path.to_owned();
+        Offer::new(kind, path, move || Gauge::new(&self.machine, &file, self.loud()).map(Averages))
     }
 
     /// The nearest group with a limit, as a limit tells nobody below.
-    fn limited(&self, own: &Result<Group, String>) -> Result<(Group, u64), String> {
+    fn limited(&self, own: &Result<Group, String>) -> Result<Group, String> {
         let own = own.as_ref().map_err(Clone::clone)?;
         own.limited(&self.machine).ok_or_else(|| "no limit is set that it could tell of".into())
     }
 
-    fn cgroup_events(&self) -> Offer {
-        let (group, limit) = match self.limited(&self.unified) {
-            Ok(limited) => limited,
+    fn cgroup_events(&self) -> Offer<'_> {
+        let group = match self.limited(&self.unified) {
+            Ok(group) => group,
             Err(why) => return Offer::refused(Source::bare(Kind::CgroupEvents), why),
         };
         // In a group above the own one only its own limit counts, not those of other groups below it.
         let is_own = self.unified.as_ref().is_ok_and(|own| own.dir == group.dir);
         let local = group.file("memory.events.local");
         let path = if is_own || !self.machine.exists(&local) { group.file("memory.events") } else { local };
-        let psi = Gauge::new(&self.machine, &group.file("memory.pressure"), self.loud()).map(Judge::Psi);
-        let judge = psi.or_else(|_| Usage::group(&self.machine, &group, limit).map(Judge::Usage));
-        let events = judge.and_then(|judge| Events::open(&self.machine, &path, judge));
-        Offer::new(Kind::CgroupEvents, &path, events)
+        let file = path.clone();
+        Offer::new(Kind::CgroupEvents, &path, move || {
+            let psi = Gauge::new(&self.machine, &group.file("memory.pressure"), self.loud()).map(Judge::Psi);
+            let judge = psi.or_else(|_| Usage::group(&self.machine, group).map(Judge::Usage))?;
+            Events::open(&self.machine, &file, judge)
+        })
     }
 
-    fn cgroup_level(&self) -> Offer {
+    fn cgroup_level(&self) -> Offer<'_> {
         match self.limited(&self.legacy) {
-            Ok((group, _)) => {
+            Ok(group) => {
                 let path = group.file("memory.pressure_level");
-                Offer::new(Kind::CgroupLevel, &path, Levels::open(&self.machine, &group))
+                Offer::new(Kind::CgroupLevel, &path, move || Levels::open(&self.machine, &group))
             }
             Err(why) => Offer::refused(Source::bare(Kind::CgroupLevel), why),
         }
     }
 
-    fn cgroup_averages(&self) -> Offer {
-        match self.own_psi() {
-            Ok(path) => self.averages(Kind::CgroupAverages, &path),
-            Err(why) => Offer::refused(Source::bare(Kind::CgroupAverages), why),
-        }
-    }
-
-    fn host_averages(&self) -> Offer {
-        self.averages(Kind::HostAverages, Path::new(HOST))
-    }
-
-    fn averages(&self, kind: Kind, path: &Path) -> Offer {
-        Offer::new(kind, path, Gauge::new(&self.machine, path, self.loud()).map(Averages))
-    }
-
-    fn cgroup_usage(&self) -> Offer {
-        let limited = self.limited(&self.unified).or_else(|_| self.limited(&self.legacy));
-        match limited {
-            Ok((group, limit)) => {
-                Offer::new(Kind::CgroupUsage, &group.dir, Usage::group(&self.machine, &group, limit))
+    fn cgroup_usage(&self) -> Offer<'_> {
+        match self.limited(&self.unified).or_else(|_| self.limited(&self.legacy)) {
+            Ok(group) => {
+                let dir = group.dir.clone();
+                Offer::new(Kind::CgroupUsage, &dir, move || Usage::group(&self.machine, group))
             }
             Err(why) => Offer::refused(Source::bare(Kind::CgroupUsage), why),
         }
     }
 
-    fn host_available(&self) -> Offer {
-        Offer::new(Kind::HostAvailable, Path::new("/proc/meminfo"), Usage::host(&self.machine))
+    fn host_available(&self) -> Offer<'_> {
+        let path = Path::new("/proc/meminfo");
+        Offer::new(Kind::HostAvailable, path, move || Usage::host(&self.machine, path))
     }
 }

@@ -22,7 +22,8 @@ pub(crate) trait Feed: Send {
         Vec::new()
     }
 
-    /// `heard` is what poll said of the ears, in their order: how bad is it? [`Level::None`] if nothing was said.
+    /// Poll said something of at least one ear; `heard` is what of each, in their order. How bad is it? [`Level::None`] if
+    /// that meant nothing.
     fn hear(&mut self, _heard: &[PollFlags], _now: Instant) -> Result<Level, Lost> {
         Ok(Level::None)
     }

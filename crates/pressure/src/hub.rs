@@ -153,7 +153,8 @@ impl Inbox {
             unread = match deadline {
                 None => self.more.wait(unread).unwrap_or_else(PoisonError::into_inner),
                 Some(deadline) => {
-                    let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+                    let left =
+                        deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
                     self.more.wait_timeout(unread, left).unwrap_or_else(PoisonError::into_inner).0
                 }
             };

@@ -73,7 +73,11 @@ impl Judge {
     fn lowest(&self, not_below: Option<Level>, now: Instant) -> Level {
         let silence = if not_below.is_some() { self.pace.settle } else { self.pace.quiet };
         let recent = |level: Level| {
-            self.heard.get(level as usize).copied().flatten().is_some_and(|at| now.duration_since(at) < silence)
+            self.heard
+                .get(level as usize)
+                .copied()
+                .flatten()
+                .is_some_and(|at| now.duration_since(at) < silence)
         };
         let holds = |level: &Level| recent(*level) || not_below.is_some_and(|least| least >= *level);
         Level::WORST_FIRST.into_iter().filter(|level| *level <= self.holds).find(holds).unwrap_or_default()

@@ -5,6 +5,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// More than that is taken for that: it may be added to any time of the clock.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+
 /// How pressure is watched.
 ///
 /// ```
@@ -71,28 +74,28 @@ impl Options {
     /// wait. Default: 15 s, as GLib's low-memory signals. An onset that comes too early is told when the time is over, if
     /// the pressure still lasts then.
     pub fn cooldown(mut self, cooldown: Duration) -> Options {
-        self.pace.cooldown = cooldown;
+        self.pace.cooldown = cooldown.min(LONGEST);
         self
     }
 
     /// How long after the source was last heard relief may be found at the soonest. Default: 3 s, because the kernel
     /// brings `avg10` up to date only every 2 s.
     pub fn settle(mut self, settle: Duration) -> Options {
-        self.pace.settle = settle;
+        self.pace.settle = settle.min(LONGEST);
         self
     }
 
     /// Where nothing can be read that tells of relief: how long the source must say nothing. Default: 10 s, the time
     /// that `avg10` looks back.
     pub fn quiet(mut self, quiet: Duration) -> Options {
-        self.pace.quiet = quiet;
+        self.pace.quiet = quiet.min(LONGEST);
         self
     }
 
     /// How often relief is looked for while there is pressure. Without pressure nothing is read, unless the source is a
     /// polled one. Default: 1 s. At least 1 ms.
     pub fn look_every(mut self, every: Duration) -> Options {
-        self.pace.look_every = every.max(Duration::from_millis(1));
+        self.pace.look_every = every.clamp(Duration::from_millis(1), LONGEST);
         self
     }
 
@@ -113,6 +116,10 @@ impl Options {
     pub fn no_variables(mut self) -> Options {
         self.variables = Some(HashMap::new());
         self
+    }
+
+    pub(crate) fn reads_environment(&self) -> bool {
+        self.variables.is_none()
     }
 
     pub(crate) fn read_variable(&self, name: &str) -> Option<OsString> {

@@ -60,7 +60,9 @@ impl Pressure {
     /// If there is no file descriptor to be had, or this is a forked child.
     pub fn try_clone(&self) -> io::Result<Pressure> {
         if self.watcher.is_another_process() {
-            return Err(io::Error::other("the pressure watcher is in the process that this one was forked from"));
+            return Err(io::Error::other(
+                "the pressure watcher is in the process that this one was forked from",
+            ));
         }
         Ok(Pressure { inbox: self.hub().reader()?, watcher: Arc::clone(&self.watcher) })
     }

@@ -32,6 +32,9 @@ impl Asked {
         if path == Path::new("/dev/null") {
             return Asked::Off;
         }
+        if options.reads_environment() && is_set_id() {
+            return Asked::Nonsense { path, why: "whoever starts a set-user-ID program may set it".into() };
+        }
         if !path.is_absolute() {
             return Asked::Nonsense { path, why: format!("{WATCH} is no absolute path") };
         }
@@ -42,6 +45,13 @@ impl Asked {
             Some(Err(why)) => Asked::Nonsense { path, why },
         }
     }
+}
+
+/// Whether this program has rights that its caller, who sets the environment, does not have. File capabilities are not
+/// seen by this; what is written goes to PSI files, FIFOs and sockets only.
+fn is_set_id() -> bool {
+    use rustix::process::{getegid, geteuid, getgid, getuid};
+    getuid() != geteuid() || getgid() != getegid()
 }
 
 fn decode(text: &OsStr) -> Result<Vec<u8>, String> {

@@ -6,7 +6,8 @@ use ebbtide_pressure::{Change, Kind, Level, Options, Pressure};
 use ebbtide_testkit::FakeRoot;
 use std::time::Duration;
 
-const PSI: &str = "some avg10=0.00 avg60=0.00 avg300=0.00 total=1\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1\n";
+const PSI: &str =
+    "some avg10=0.00 avg60=0.00 avg300=0.00 total=1\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1\n";
 const V2: &str = "30 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
 const V1: &str = "30 23 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
 const GROUP: &str = "sys/fs/cgroup/app";
@@ -61,7 +62,9 @@ fn a_root_group_is_the_host() {
 
 #[test]
 fn events_are_taken_of_the_group_with_the_limit() {
-    let fake = modern().file(format!("{GROUP}/memory.max"), "max\n").file(format!("{GROUP}/memory.events"), "max 0\n");
+    let fake = modern()
+        .file(format!("{GROUP}/memory.max"), "max\n")
+        .file(format!("{GROUP}/memory.events"), "max 0\n");
     fake.remove(format!("{GROUP}/memory.pressure"));
     assert_eq!(said(&open(&fake)).0, Kind::HostTrigger, "without a limit it would never speak");
     fake.set(format!("{GROUP}/memory.max"), "1000000\n");

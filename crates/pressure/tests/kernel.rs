@@ -42,14 +42,29 @@ fn stalled() -> Option<Duration> {
     Some(Duration::from_micros(total.parse().ok()?))
 }
 
-/// A group of cgroup v1 with a limit, removed when dropped.
+/// A group, removed when dropped.
 struct Group(PathBuf);
 
 impl Group {
-    /// `None`, with the reason printed, where there can be none.
+    /// One of cgroup v2, which need not have the memory controller to keep PSI. `None`, with the reason printed, where
+    /// there can be none.
+    fn unified() -> Option<Group> {
+        let tops = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+        let top = tops.into_iter().find(|top| top.join("cgroup.controllers").exists());
+        let dir = top.map(|top| top.join(format!("ebbtide-pressure-{}", std::process::id())));
+        let made = dir.filter(|dir| fs::create_dir(dir).is_ok()).map(Group);
+        let group = made.filter(|group| group.0.join("memory.pressure").exists());
+        if group.is_none() {
+            println!("skipped: no group of cgroup v2 with PSI can be made here");
+        }
+        group
+    }
+
+    /// One of v1 with a limit; `None` in the same way.
     fn new(limit: &str) -> Option<Group> {
         let dir = Path::new("/sys/fs/cgroup/memory").join(format!("ebbtide-pressure-{}", std::process::id()));
-        if !Path::new("/sys/fs/cgroup/memory/cgroup.event_control").exists() || fs::create_dir(&dir).is_err() {
+        if !Path::new("/sys/fs/cgroup/memory/cgroup.event_control").exists() || fs::create_dir(&dir).is_err()
+        {
             println!("skipped: no group of cgroup v1 with the memory controller can be made here");
             return None;
         }
@@ -97,10 +112,7 @@ fn grouped(parent: &mut Parent) {
     while let Some(line) = parent.listen() {
         match line.split_once(' ') {
             Some(("write", mib)) => {
-                file.set_len(0).unwrap();
-                for _ in 0..mib.parse().unwrap() {
-                    file.write_all(&[7; 1 << 20]).unwrap();
-                }
+                write(&mut file, mib.parse().unwrap());
                 parent.ready("");
             }
             Some(("open", millis)) => {
@@ -113,6 +125,15 @@ fn grouped(parent: &mut Parent) {
             _ => {
                 let pressure = pressure.as_ref().unwrap();
                 match line.as_str() {
+                    "stall" => {
+                        let event = std::iter::repeat_with(|| {
+                            write(&mut file, 12);
+                            pressure.try_next()
+                        });
+                        let end = Instant::now() + Duration::from_secs(60);
+                        let mut tries = event.take_while(|_| Instant::now() < end);
+                        parent.ready(tries.find_map(|event| event).unwrap().change());
+                    }
                     "next" => parent.ready(pressure.wait(Some(Duration::from_secs(60))).unwrap().change()),
                     "none" => parent.ready(pressure.wait(Some(Duration::from_secs(2))).is_none()),
                     "source" => parent.ready(pressure.source()),
@@ -121,6 +142,12 @@ fn grouped(parent: &mut Parent) {
             }
         }
     }
+}
+
+/// Writes `mib` MiB into the page cache.
+fn write(file: &mut fs::File, mib: u32) {
+    file.set_len(0).unwrap();
+    (0..mib).for_each(|_| file.write_all(&[7; 1 << 20]).unwrap());
 }
 
 /// The watcher's thread, in /proc.
@@ -150,12 +177,35 @@ fn v1_tells_of_reclaim_in_the_own_group() {
         while child.ask("next") != "release" {}
     }
     let spent: u64 = child.ask("cpu").parse().unwrap();
-    assert!(spent < 1000, "the watcher spun: {spent} ms of processor time in some seconds of next to nothing");
+    assert!(
+        spent < 1000,
+        "the watcher spun: {spent} ms of processor time in some seconds of next to nothing"
+    );
     // The kernel signals that the group goes, too: that is no pressure.
     fs::write("/sys/fs/cgroup/memory/cgroup.procs", child.pid().to_string()).unwrap();
     fs::remove_dir(&group.0).unwrap();
     assert_eq!(child.ask("none"), "true");
     assert!(!child.ask("source").contains("memory.pressure_level"), "{}", child.said());
+}
+
+/// The group's file says what the group waited for, whichever hierarchy holds it up.
+#[test]
+fn the_own_groups_triggers_are_heard_until_it_is_removed() {
+    let _alone = alone();
+    let (Some(own), Some(limited)) = (Group::unified(), Group::new("4M")) else { return };
+    let mut child = Child::start("grouped", &[]);
+    own.take(child.pid());
+    let path = own.0.join("memory.pressure");
+    assert_eq!(child.ask("open 1000"), format!("triggers on the own cgroup's PSI ({})", path.display()));
+    limited.take(child.pid());
+    // Writes until it is told.
+    assert_eq!(child.ask("stall"), "onset");
+    fs::write(own.0.with_file_name("cgroup.procs"), child.pid().to_string()).unwrap();
+    fs::remove_dir(&own.0).unwrap();
+    // It is over, for nothing is known any more; the level may have risen before.
+    while child.ask("next") != "release" {}
+    assert!(!child.ask("source").contains("own cgroup's"), "{}", child.said());
+    drop(child);
 }
 
 /// Whatever is told of the host must have happened.
@@ -167,8 +217,11 @@ fn the_hosts_triggers_are_armed_and_invent_nothing() {
         return;
     };
     let write = "c29tZSAyMDAwMDAgMjAwMDAwMAA=";
-    let variables = Options::new().variable("MEMORY_PRESSURE_WATCH", HOST).variable("MEMORY_PRESSURE_WRITE", write);
-    for (options, kind) in [(Options::new().no_variables(), Kind::HostTrigger), (variables, Kind::SystemdFile)] {
+    let variables =
+        Options::new().variable("MEMORY_PRESSURE_WATCH", HOST).variable("MEMORY_PRESSURE_WRITE", write);
+    for (options, kind) in
+        [(Options::new().no_variables(), Kind::HostTrigger), (variables, Kind::SystemdFile)]
+    {
         let pressure = Pressure::open(options).unwrap();
         println!("{} {:?}", pressure.source(), pressure.passed_over());
         if kind == Kind::SystemdFile {

@@ -1,5 +1,5 @@
 //! The service manager's FIFO and socket, spoken to as systemd's protocol says, and every way in which they end.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use ebbtide_pressure::{Change, Kind, Level, Options, Pressure};
 use ebbtide_testkit::FakeRoot;
@@ -16,7 +16,9 @@ const WRITE: &str = "c29tZSAyMDAwMDAgMjAwMDAwMAA=";
 const WRITTEN: &[u8] = b"some 200000 2000000\0";
 
 fn psi(avg10: &str) -> String {
-    format!("some avg10={avg10} avg60=0.00 avg300=0.00 total=1\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1\n")
+    format!(
+        "some avg10={avg10} avg60=0.00 avg300=0.00 total=1\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1\n"
+    )
 }
 
 /// A machine on which only the host's PSI tells of relief, and cannot be taken for a source by mistake.
@@ -119,7 +121,8 @@ fn a_note_may_come_before_its_reader() {
 fn a_socket_is_greeted_and_heard() {
     let fake = machine();
     let listener = UnixListener::bind(fake.path().join("socket")).unwrap();
-    let pressure = Pressure::open(options(&fake, "/socket").variable("MEMORY_PRESSURE_WRITE", WRITE)).unwrap();
+    let pressure =
+        Pressure::open(options(&fake, "/socket").variable("MEMORY_PRESSURE_WRITE", WRITE)).unwrap();
     assert_eq!(pressure.source().kind(), Kind::SystemdSocket);
     let (mut manager, _) = listener.accept().unwrap();
     let mut greeting = [0; WRITTEN.len()];
@@ -176,6 +179,8 @@ fn a_socket_is_connected_anew_but_not_for_ever() {
     let lost = pressure.passed_over().remove(0);
     assert_eq!(lost.source().kind(), Kind::SystemdSocket);
     assert_eq!(lost.why().to_string(), "lost: the other end was closed");
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "what was lost is not touched again");
 }
 
 #[test]
@@ -196,7 +201,7 @@ fn what_cannot_be_used_is_said_and_not_touched() {
     let fake = machine().file("plain", "precious").dir("dir");
     drop(UnixListener::bind(fake.path().join("dead")).unwrap());
     for (watch, why) in [
-        ("/plain", "plain file"),
+        ("/plain", "it is no PSI file"),
         ("/dir", "neither a regular file nor a FIFO nor a socket"),
         ("/missing", "it is not there"),
         ("/plain/inside", "it is not there"),
@@ -216,6 +221,30 @@ fn what_cannot_be_used_is_said_and_not_touched() {
     assert!(Pressure::open(nonsense).unwrap().passed_over()[0].to_string().contains("no base64"));
 }
 
+/// The trigger is written as it was given, with the NUL that the kernel needs.
+#[test]
+fn a_psi_file_needs_a_trigger() {
+    let fake = machine().file("psi", psi("0.00"));
+    let said = |write: Option<&str>| {
+        let options = options(&fake, "/psi");
+        let write = write.map(|write| options.clone().variable("MEMORY_PRESSURE_WRITE", write));
+        let pressure = Pressure::open(write.unwrap_or(options)).unwrap();
+        (
+            pressure.source().kind(),
+            pressure.passed_over().first().map(ToString::to_string).unwrap_or_default(),
+        )
+    };
+    assert!(said(None).1.contains("without MEMORY_PRESSURE_WRITE"));
+    // "hello"
+    assert!(said(Some("aGVsbG8=")).1.contains("no trigger"));
+    assert_eq!(
+        said(Some("c29tZSAyMDAwMDAgMjAwMDAwMA==")),
+        (Kind::SystemdFile, String::new()),
+        "without a NUL"
+    );
+    assert!(std::fs::read(fake.path().join("psi")).unwrap().starts_with(WRITTEN));
+}
+
 /// The reader's descriptor: readable exactly while there is something, also nested in an epoll set.
 #[test]
 fn the_descriptor_says_when_there_is_something() {
@@ -223,7 +252,8 @@ fn the_descriptor_says_when_there_is_something() {
     fake.set("proc/pressure/memory", psi("5.00"));
     fifo(&fake);
     let pressure = open(&fake, "/fifo", Kind::SystemdFifo);
-    let (inner, outer) = (epoll::create(epoll::CreateFlags::CLOEXEC), epoll::create(epoll::CreateFlags::CLOEXEC));
+    let (inner, outer) =
+        (epoll::create(epoll::CreateFlags::CLOEXEC), epoll::create(epoll::CreateFlags::CLOEXEC));
     let (inner, outer) = (inner.unwrap(), outer.unwrap());
     epoll::add(&inner, &pressure, epoll::EventData::new_u64(1), epoll::EventFlags::IN).unwrap();
     epoll::add(&outer, &inner, epoll::EventData::new_u64(2), epoll::EventFlags::IN).unwrap();
@@ -257,7 +287,11 @@ fn readers_do_not_take_from_each_other() {
     expect(&third, Change::Release);
     expect(&second, Change::Onset);
     expect(&second, Change::Release);
-    assert_eq!(second.try_clone().unwrap().try_next(), None, "what is over is told to nobody who was not there");
+    assert_eq!(
+        second.try_clone().unwrap().try_next(),
+        None,
+        "what is over is told to nobody who was not there"
+    );
 }
 
 #[tokio::test(flavor = "current_thread")]

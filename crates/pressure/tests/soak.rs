@@ -1,7 +1,7 @@
 //! Thousands of onsets and releases at random, over a real FIFO and a real socket, with readers that come now and then:
 //! no event is lost and none invented. `EBBTIDE_PRESSURE_SOAK=N` for N bursts (300 unless set), `EBBTIDE_PRESSURE_SEED=N`
 //! for the same ones again.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use ebbtide_pressure::{Change, Event, Level, Options, Pressure};
 use ebbtide_testkit::FakeRoot;
@@ -85,12 +85,12 @@ impl Reader {
 /// Bursts of notes; after each it is waited until the first reader was told that it is over. The others read at random,
 /// and must find a call exactly if there was a burst since they last did.
 fn soak(way: &str, mut world: World, pressure: Pressure) {
-    let seed = asked("EBBTIDE_PRESSURE_SEED").unwrap_or_else(|| {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 | 1
-    });
+    let seed = asked("EBBTIDE_PRESSURE_SEED")
+        .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 | 1);
     println!("{way}: EBBTIDE_PRESSURE_SEED={seed}");
     let mut random = Random(seed);
-    let reader = |pressure: &Pressure| Reader { pressure: pressure.try_clone().unwrap(), knows: Level::None, told: 0 };
+    let reader =
+        |pressure: &Pressure| Reader { pressure: pressure.try_clone().unwrap(), knows: Level::None, told: 0 };
     let mut late: Vec<(Reader, bool)> = (0..4).map(|_| (reader(&pressure), false)).collect();
     // Readers are told in the order in which they began: when this one knows, all do.
     let mut first = reader(&pressure);
@@ -133,7 +133,8 @@ fn open(watch: &str, make: impl Fn(&FakeRoot)) -> (FakeRoot, File, Pressure) {
     let psi = File::options().write(true).open(fake.path().join("proc/pressure/memory")).unwrap();
     make(&fake);
     let options = Options::new().root(fake.path()).variable("MEMORY_PRESSURE_WATCH", watch);
-    let options = options.settle(Duration::ZERO).look_every(Duration::from_millis(1)).cooldown(Duration::ZERO);
+    let options =
+        options.settle(Duration::ZERO).look_every(Duration::from_millis(1)).cooldown(Duration::ZERO);
     let pressure = Pressure::open(options).unwrap();
     assert_eq!(pressure.source().path().and_then(|path| path.to_str()), Some(watch));
     (fake, psi, pressure)
@@ -151,7 +152,8 @@ fn over_a_fifo() {
 #[test]
 fn over_a_socket() {
     let listener = std::cell::OnceCell::new();
-    let bind = |fake: &FakeRoot| listener.set(UnixListener::bind(fake.path().join("socket")).unwrap()).unwrap();
+    let bind =
+        |fake: &FakeRoot| listener.set(UnixListener::bind(fake.path().join("socket")).unwrap()).unwrap();
     let (_fake, psi, pressure) = open("/socket", bind);
     let (manager, _) = listener.get().unwrap().accept().unwrap();
     soak("socket", World { notes: Box::new(manager), psi }, pressure);

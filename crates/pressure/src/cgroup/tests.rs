@@ -50,7 +50,7 @@ fn containers() {
     assert_eq!(found.as_deref(), Ok("/sys/fs/cgroup/inner"));
     // In one, both begin at its root.
     let whole = mounted("/", UNIFIED, "cgroup2", "ro");
-    assert_eq!(own(Version::V2, "0::/\n", &whole, &["sys/fs/cgroup"]).as_deref(), Ok("/sys/fs/cgroup/"));
+    assert_eq!(own(Version::V2, "0::/\n", &whole, &["sys/fs/cgroup"]).as_deref(), Ok("/sys/fs/cgroup"));
     // A process that was moved out of it, and a mount of what lies above it.
     assert!(own(Version::V2, "0::/../2\n", &whole, &["sys/fs/cgroup"]).is_err());
     let above = mounted("/..", UNIFIED, "cgroup2", "ro");
@@ -90,13 +90,13 @@ fn the_nearest_limit_that_can_be_reached() {
         .file(file("a/b/c/", "memory.high"), "2000000\n");
     let machine = Machine::new(fake.path());
     let own = Group::own(&machine, Version::V2).unwrap();
-    let (group, limit) = own.limited(&machine).unwrap();
-    assert_eq!((group.dir.as_path(), limit), (Path::new("/sys/fs/cgroup/a/b"), 400_000));
+    let limited = || own.limited(&machine).map(|group| (group.limit(&machine), group.dir));
+    assert_eq!(limited(), Some((Some(400_000), "/sys/fs/cgroup/a/b".into())));
     fake.set(file("a/b/", "memory.max"), "max\n");
     fake.set(file("a/b/", "memory.high"), "max\n");
-    assert_eq!(own.limited(&machine).unwrap().1, 1000);
+    assert_eq!(limited(), Some((Some(1000), "/sys/fs/cgroup/a".into())));
     fake.set(file("a/", "memory.max"), "max\n");
-    assert_eq!(own.limited(&machine), None);
+    assert_eq!(limited(), None);
 }
 
 proptest! {

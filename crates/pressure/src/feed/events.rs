@@ -69,10 +69,7 @@ impl Feed for Events {
         if rests { Vec::new() } else { vec![(self.fd.as_fd(), PollFlags::PRI)] }
     }
 
-    fn hear(&mut self, heard: &[PollFlags], now: Instant) -> Result<Level, Lost> {
-        if heard.iter().all(|flags| flags.is_empty()) {
-            return Ok(Level::None);
-        }
+    fn hear(&mut self, _: &[PollFlags], now: Instant) -> Result<Level, Lost> {
         self.rests_until = now.checked_add(HOLD_OFF);
         let text = read_again(&self.fd).map_err(|errno| Lost::new(refusal(errno)))?;
         let before = std::mem::replace(&mut self.before, Counts::parse(&text));

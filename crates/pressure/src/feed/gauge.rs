@@ -10,6 +10,9 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::path::Path;
 
+/// Why a file that is there is not used.
+pub(crate) const NO_PSI: &str = "it is no PSI file";
+
 /// From which averages on a level is certain.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Loud {
@@ -32,7 +35,7 @@ impl Gauge {
         let file = machine.open(path, OFlags::RDONLY).map_err(refusal)?;
         let gauge = Gauge { file, loud: None };
         // One that cannot be read must not hide one that can.
-        gauge.read().map_err(refusal)?.ok_or("it is no PSI file")?;
+        gauge.read().map_err(refusal)?.ok_or(NO_PSI)?;
         Ok(gauge)
     }
 

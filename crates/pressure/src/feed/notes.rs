@@ -47,10 +47,10 @@ impl Notes {
         way: Way,
         machine: &Machine,
         path: &Path,
-        greeting: Option<Vec<u8>>,
+        greeting: Option<&[u8]>,
         gauge: Option<Gauge>,
     ) -> Result<Notes, String> {
-        let greeting = greeting.unwrap_or_default();
+        let greeting = greeting.unwrap_or_default().to_vec();
         let (fd, echo) = connect(way, machine, path, &greeting)
             .map_err(|errno| format!("it cannot be opened: {}", std::io::Error::from(errno)))?;
         let (machine, path, opened) = (machine.clone(), path.to_owned(), Instant::now());
@@ -111,7 +111,9 @@ fn connect(way: Way, machine: &Machine, path: &Path, greeting: &[u8]) -> Result<
 /// Held open for writing, too, a FIFO never hangs up when a writer ends, as `echo >fifo` does.
 fn open_fifo(machine: &Machine, path: &Path, reading_will_do: bool) -> Result<OwnedFd, Errno> {
     match machine.open(path, OFlags::RDWR) {
-        Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) if reading_will_do => machine.open(path, OFlags::RDONLY),
+        Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) if reading_will_do => {
+            machine.open(path, OFlags::RDONLY)
+        }
         other => other,
     }
 }
@@ -136,10 +138,7 @@ impl Feed for Notes {
         vec![(self.fd.as_fd(), PollFlags::IN)]
     }
 
-    fn hear(&mut self, heard: &[PollFlags], now: Instant) -> Result<Level, Lost> {
-        if heard.iter().all(|flags| flags.is_empty()) {
-            return Ok(Level::None);
-        }
+    fn hear(&mut self, _: &[PollFlags], now: Instant) -> Result<Level, Lost> {
         let lost = |errno| Lost::new(format!("reading failed: {}", std::io::Error::from(errno)));
         let (news, ended) = self.drain().map_err(lost)?;
         // What was said before the end is told first: the end will be heard again.

@@ -2,14 +2,14 @@
 //!
 //! Invariants: a trigger's descriptor is never read; one that says POLLERR is gone; `total=` is read before arming.
 
-use super::gauge::{Gauge, Loud, look};
+use super::gauge::{Gauge, Loud, NO_PSI};
 use super::proof::Proof;
 use super::{Feed, Lost};
 use crate::Level;
 use crate::judge::Look;
 use crate::machine::{Machine, refusal};
 use crate::psi::{LOUD, Trigger, Who};
-use rustix::event::{PollFlags, epoll};
+use rustix::event::PollFlags;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -18,19 +18,20 @@ use std::time::{Duration, Instant};
 
 /// The finest window, for which a process needs CAP_SYS_RESOURCE: the kernel looks ten times in it.
 const FINE: u32 = 1;
-/// What every process may have since 6.4: a multiple of 2 s.
+/// What every process may have that may write the file, since 6.4 and on Debian's 6.1: a multiple of 2 s. Before, the
+/// host's file was root's alone, and on a group's any window was to be had (seen on 5.10).
 const COARSE: u32 = 2;
 
 /// One or two triggers on one file.
 pub(crate) struct Triggers {
     armed: Vec<Armed>,
-    gauge: Option<Gauge>,
+    gauge: Gauge,
 }
 
 struct Armed {
     fd: OwnedFd,
     level: Level,
-    proof: Option<Proof>,
+    proof: Proof,
 }
 
 impl Triggers {
@@ -42,54 +43,42 @@ impl Triggers {
         critical: Duration,
         gauge: Gauge,
     ) -> Result<Triggers, String> {
+        let (before, now) = (gauge.read().map_err(refusal)?.ok_or(NO_PSI)?, Instant::now());
         let mut armed = Vec::new();
-        for (level, who, stall) in [(Level::Medium, Who::Some, medium), (Level::Critical, Who::Full, critical)] {
-            let trigger = |seconds: u32| {
-                let trigger = Trigger { who, stall: stall * seconds, window: Duration::from_secs(seconds.into()) };
-                let proof = proof(&gauge, trigger);
-                arm(machine, path, trigger.text().as_bytes()).map(|fd| Armed { fd, level, proof })
+        for (level, who, stall) in
+            [(Level::Medium, Who::Some, medium), (Level::Critical, Who::Full, critical)]
+        {
+            let trigger = |seconds: u32| Trigger {
+                who,
+                stall: stall * seconds,
+                window: Duration::from_secs(seconds.into()),
             };
-            let fine = trigger(FINE).or_else(|errno| match errno {
-                Errno::INVAL | Errno::PERM | Errno::ACCESS => trigger(COARSE),
-                other => Err(other),
-            });
-            armed.push(fine.map_err(refusal)?);
+            let try_arm =
+                |trigger: Trigger| arm(machine, path, trigger.text().as_bytes()).map(|fd| (fd, trigger));
+            let (fd, trigger) = try_arm(trigger(FINE))
+                .or_else(|errno| match errno {
+                    Errno::INVAL | Errno::PERM => try_arm(trigger(COARSE)),
+                    other => Err(other),
+                })
+                .map_err(refusal)?;
+            armed.push(Armed { fd, level, proof: Proof::new(trigger, &before, now) });
         }
-        Ok(Triggers { armed, gauge: Some(gauge) })
+        Ok(Triggers { armed, gauge })
     }
 
-    /// Somebody else's on `path`, of which only `text` is known; without one the file is only opened.
+    /// Somebody else's on `path`: `text`, which must be one. The file must be PSI's: what is in another would be written
+    /// over, and nothing come of it.
     pub(crate) fn given(machine: &Machine, path: &Path, text: Option<&[u8]>) -> Result<Triggers, String> {
-        can_wait(machine, path)?;
-        let gauge = Gauge::new(machine, path, Loud { medium: LOUD, critical: LOUD }).ok();
-        let trigger = text.and_then(Trigger::parse);
-        let proof = trigger.and_then(|trigger| proof(gauge.as_ref()?, trigger));
-        let fd = match text {
-            Some(text) => arm(machine, path, text),
-            None => machine.open(path, OFlags::RDONLY),
-        };
-        let level = match trigger {
-            Some(Trigger { who: Who::Full, .. }) => Level::Critical,
-            _ => Level::Medium,
-        };
-        Ok(Triggers { armed: vec![Armed { fd: fd.map_err(refusal)?, level, proof }], gauge })
+        let gauge = Gauge::new(machine, path, Loud { medium: LOUD, critical: LOUD })?;
+        let text = text.ok_or("without MEMORY_PRESSURE_WRITE a PSI file tells nothing")?;
+        let trigger = Trigger::parse(text).ok_or("MEMORY_PRESSURE_WRITE is no trigger")?;
+        let before = gauge.read().map_err(refusal)?.ok_or(NO_PSI)?;
+        let proof = Proof::new(trigger, &before, Instant::now());
+        // The NUL is needed, and a second one does no harm.
+        let fd = arm(machine, path, &[text, b"\0"].concat()).map_err(refusal)?;
+        let level = if trigger.who == Who::Full { Level::Critical } else { Level::Medium };
+        Ok(Triggers { armed: vec![Armed { fd, level, proof }], gauge })
     }
-}
-
-/// An error for a plain file: nothing would ever come of it, and what is in it would be written over.
-fn can_wait(machine: &Machine, path: &Path) -> Result<(), String> {
-    let fd = machine.open(path, OFlags::RDONLY).map_err(refusal)?;
-    let set = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(refusal)?;
-    let added = epoll::add(&set, &fd, epoll::EventData::new_u64(0), epoll::EventFlags::PRI);
-    added.map_err(|errno| match errno {
-        Errno::PERM => "it is a plain file, in which nothing happens that could be waited for".into(),
-        other => refusal(other),
-    })
-}
-
-/// Reads what there was before.
-fn proof(gauge: &Gauge, trigger: Trigger) -> Option<Proof> {
-    Some(Proof::new(trigger, &gauge.read().ok()??, Instant::now()))
 }
 
 /// Writes `text` to a descriptor of its own: the kernel takes one trigger for each, and a second is EBUSY.
@@ -115,12 +104,9 @@ impl Feed for Triggers {
             if !flags.contains(PollFlags::PRI) {
                 continue;
             }
-            let psi = self.gauge.as_ref().and_then(|gauge| gauge.read().ok()?);
-            let is_true = match (&mut armed.proof, psi) {
-                (Some(proof), Some(psi)) => proof.holds(&psi, now),
-                _ => true,
-            };
-            if is_true {
+            // What cannot be held against anything is believed.
+            let psi = self.gauge.read().ok().flatten();
+            if psi.is_none_or(|psi| armed.proof.holds(&psi, now)) {
                 worst = worst.max(armed.level);
             }
         }
@@ -128,6 +114,6 @@ impl Feed for Triggers {
     }
 
     fn look(&mut self) -> Result<Look, Lost> {
-        look(self.gauge.as_ref())
+        self.gauge.look()
     }
 }

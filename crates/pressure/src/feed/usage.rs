@@ -23,23 +23,29 @@ const OVER: u64 = 85;
 /// How much is used.
 pub(crate) enum Usage {
     Host { meminfo: OwnedFd },
-    Group { used: OwnedFd, stat: OwnedFd, inactive: &'static [u8], limit: u64 },
+    Group { used: OwnedFd, stat: OwnedFd, inactive: &'static [u8], limit: Limit },
+}
+
+/// A group's limit, which may be changed while the group runs.
+pub(crate) struct Limit {
+    machine: Machine,
+    group: Group,
 }
 
 impl Usage {
-    pub(crate) fn host(machine: &Machine) -> Result<Usage, String> {
-        let meminfo = machine.open(Path::new("/proc/meminfo"), OFlags::RDONLY).map_err(refusal)?;
+    pub(crate) fn host(machine: &Machine, path: &Path) -> Result<Usage, String> {
+        let meminfo = machine.open(path, OFlags::RDONLY).map_err(refusal)?;
         Usage::Host { meminfo }.checked()
     }
 
-    /// `limit` in bytes, as it is now.
-    pub(crate) fn group(machine: &Machine, group: &Group, limit: u64) -> Result<Usage, String> {
+    pub(crate) fn group(machine: &Machine, group: Group) -> Result<Usage, String> {
         let (used, inactive): (_, &[u8]) = match group.version {
             Version::V1 => ("memory.usage_in_bytes", b"total_inactive_file "),
             Version::V2 => ("memory.current", b"inactive_file "),
         };
         let open = |name| machine.open(&group.file(name), OFlags::RDONLY).map_err(refusal);
-        Usage::Group { used: open(used)?, stat: open("memory.stat")?, inactive, limit }.checked()
+        let (used, stat) = (open(used)?, open("memory.stat")?);
+        Usage::Group { used, stat, inactive, limit: Limit { machine: machine.clone(), group } }.checked()
     }
 
     fn checked(self) -> Result<Usage, String> {
@@ -47,19 +53,26 @@ impl Usage {
         percent.map(|_| self).ok_or_else(|| "its figures make no sense".into())
     }
 
-    /// Used hundredths of what there is; `None` if the files make no sense.
+    /// Used hundredths of what there is; `None` if the files make no sense, or there is no limit any more.
     fn percent(&self) -> Result<Option<u64>, Lost> {
         let read = |fd: &OwnedFd| read_again(fd).map_err(|errno| Lost::new(refusal(errno)));
         Ok(match self {
             Usage::Host { meminfo: file } => {
                 let text = read(file)?;
                 let total = meminfo(&text, b"MemTotal:");
-                share(total.zip(meminfo(&text, b"MemAvailable:")).map(|(all, free)| all.saturating_sub(free)), total)
+                share(
+                    total.zip(meminfo(&text, b"MemAvailable:")).map(|(all, free)| all.saturating_sub(free)),
+                    total,
+                )
             }
             Usage::Group { used, stat, inactive, limit } => {
-                let cache = read(stat)?.split(|b| *b == b'\n').find_map(|line| number(line.strip_prefix(*inactive)?));
+                let cache =
+                    read(stat)?.split(|b| *b == b'\n').find_map(|line| number(line.strip_prefix(*inactive)?));
                 let used = number(read(used)?.trim_ascii());
-                share(used.map(|used| used.saturating_sub(cache.unwrap_or(0))), Some(*limit))
+                share(
+                    used.map(|used| used.saturating_sub(cache.unwrap_or(0))),
+                    limit.group.limit(&limit.machine),
+                )
             }
         })
     }

@@ -51,13 +51,14 @@ fn listen(machine: &Machine, group: &Group, level: Level) -> Result<OwnedFd, Err
 impl Feed for Levels {
     fn ears(&self, now: Instant) -> Vec<(BorrowedFd<'_>, PollFlags)> {
         let rested = self.rest.filter(|(_, until)| now < *until).map_or(Level::None, |(level, _)| level);
-        self.ears.iter().filter(|(level, _)| *level > rested).map(|(_, fd)| (fd.as_fd(), PollFlags::IN)).collect()
+        self.ears
+            .iter()
+            .filter(|(level, _)| *level > rested)
+            .map(|(_, fd)| (fd.as_fd(), PollFlags::IN))
+            .collect()
     }
 
-    fn hear(&mut self, heard: &[PollFlags], now: Instant) -> Result<Level, Lost> {
-        if heard.iter().all(|flags| flags.is_empty()) {
-            return Ok(Level::None);
-        }
+    fn hear(&mut self, _: &[PollFlags], now: Instant) -> Result<Level, Lost> {
         let mut worst = Level::None;
         for (level, fd) in &self.ears {
             if rustix::io::read(fd, &mut [0; 8]).is_ok() {
