@@ -87,7 +87,7 @@ impl Registry {
         let shared = Shared {
             bell: Bell::default(),
             policy,
-            tidy: Arc::default(),
+            tidy: Arc::new(Tidy::new(tidy::APART)),
             own: Arc::new(own),
             shares: Shares::default(),
             totals: Mutex::default(),
@@ -131,9 +131,9 @@ impl Registry {
         self.shared.shares.slice(&self.shared)
     }
 
-    /// Starts a thread that asks the allocator to return pages after cascades, so that owners need not: glibc's
-    /// `malloc_trim` takes 0.2 us for each page it returns. It ends with the registry. Calling this again does
-    /// nothing.
+    /// Starts a thread that asks the allocator to return pages after cascades, once for all that end together, so that
+    /// owners need not: glibc's `malloc_trim` takes 0.2 us for each page it returns. It ends with the registry. Calling
+    /// this again does nothing. Without a keeper the owner that ends last asks, at most ten times a second.
     ///
     /// # Errors
     /// Where no thread can be had.

@@ -11,6 +11,18 @@ mod sync {
     pub(crate) use shuttle::sync::atomic::{AtomicU64, Ordering};
     pub(crate) use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
     pub(crate) use std::sync::PoisonError;
+
+    /// The model has no time: a pause ends when others have had a turn.
+    pub(crate) fn pause<'a, T>(
+        _: &Condvar,
+        mutex: &'a Mutex<T>,
+        guard: MutexGuard<'a, T>,
+        _: std::time::Duration,
+    ) -> MutexGuard<'a, T> {
+        drop(guard);
+        shuttle::thread::yield_now();
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 use bell::{Bell, Sleeper};
@@ -18,6 +30,7 @@ use shuttle::sync::Arc;
 use shuttle::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use shuttle::{future, thread};
 use std::task::Poll;
+use std::time::Duration;
 use tidy::Tidy;
 
 const RUNS: usize = 2000;
@@ -91,8 +104,12 @@ fn sleepers_come_and_go_while_it_rings() {
 #[test]
 fn after_the_last_cascade_the_allocator_is_asked() {
     let test = || {
-        let shared =
-            Arc::new((Bell::default(), Tidy::default(), AtomicUsize::new(0), AtomicBool::new(false)));
+        let shared = Arc::new((
+            Bell::default(),
+            Tidy::new(Duration::ZERO),
+            AtomicUsize::new(0),
+            AtomicBool::new(false),
+        ));
         let owners: Vec<_> = (0..3)
             .map(|n| {
                 let shared = Arc::clone(&shared);
@@ -126,7 +143,7 @@ fn after_the_last_cascade_the_allocator_is_asked() {
 #[test]
 fn the_keeper_misses_no_end() {
     let test = || {
-        let tidy = Arc::new(Tidy::default());
+        let tidy = Arc::new(Tidy::new(Duration::ZERO));
         let (ended, seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         assert!(tidy.employ() && !tidy.employ());
         let keeper = {

@@ -89,7 +89,7 @@ fn an_owner_that_goes_is_no_loss() {
     // A member may outlive the registry's handles.
     let mut member = registry.member("lists");
     drop(registry);
-    let _ = member.poll(&mut vec![0_u8]);
+    member.poll(&mut vec![0_u8]);
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn many_threads_poll_what_is_shared_and_one_is_at_it() {
         for _ in 0..3 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    let _ = registry.poll();
+                    registry.poll();
                     thread::yield_now();
                 }
             });
@@ -170,6 +170,54 @@ fn the_keeper_asks_the_allocator_and_goes_with_the_registry() {
     drop((registry, member));
     // The closure is dropped when the keeper has ended: nobody else has it.
     assert!(told.recv().is_err());
+}
+
+/// A thousand connections that end one after another must not each trim the heap.
+#[test]
+fn the_allocator_is_asked_once_for_many() {
+    for keeper in [false, true] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let asks = Arc::clone(&asked);
+        let registry =
+            Registry::with_allocator(Policy::new(), move || _ = asks.fetch_add(1, Ordering::Relaxed));
+        if keeper {
+            registry.keeper().unwrap();
+        }
+        let mut members: Vec<_> = (0..1000).map(|_| registry.member("connection")).collect();
+        registry.flag();
+        for member in &mut members {
+            assert_eq!(served(member, &mut Vec::with_capacity(5000)), Some(Bytes(5000)));
+        }
+        while asked.load(Ordering::Relaxed) == 0 {
+            thread::yield_now();
+        }
+        // How many it is depends on how busy the machine is; a thousand it is not.
+        assert!(asked.load(Ordering::Relaxed) < 100, "{asked:?} times");
+    }
+}
+
+/// A value whose own code panics in the middle of its cascade.
+#[test]
+fn a_panic_in_a_value_costs_a_turn() {
+    struct Touchy(AtomicBool);
+    impl ebbtide_shrink::ShrinkShared for Touchy {
+        fn slack_shared(&self) -> Bytes {
+            Bytes::ZERO
+        }
+        fn shrink_shared(&self, _: &mut ebbtide_shrink::Cascade<'_>) {
+            assert!(!self.0.load(Ordering::Relaxed), "on purpose");
+        }
+    }
+    let asked = Arc::new(AtomicUsize::new(0));
+    let asks = Arc::clone(&asked);
+    let registry = Registry::with_allocator(Policy::new(), move || _ = asks.fetch_add(1, Ordering::Relaxed));
+    let value = Arc::new(Touchy(AtomicBool::new(true)));
+    registry.share("touchy", &value);
+    registry.flag();
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| registry.poll())).is_err());
+    value.0.store(false, Ordering::Relaxed);
+    assert!(matches!(registry.poll(), Turn::Done(_)));
+    assert_eq!((registry.totals().cascades, asked.load(Ordering::Relaxed)), (1, 1));
 }
 
 #[test]

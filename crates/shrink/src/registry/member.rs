@@ -12,9 +12,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-/// What a poll did.
+/// What a poll did; nothing needs to be done about it.
 #[derive(Debug)]
-#[must_use = "`More` means that the next poll goes on"]
 #[allow(clippy::large_enum_variant, reason = "a box is an allocation in the middle of pressure")]
 pub enum Turn {
     /// Nothing to do.

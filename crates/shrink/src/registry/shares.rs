@@ -81,17 +81,17 @@ impl Shares {
         };
         list.next = at + 1;
         let share = &mut list.shares[at];
-        let mut job = share.job.take().unwrap_or_else(|| {
+        // It stays in its place while it works, so that a panic in a value's own code costs a turn and no more.
+        let job = share.job.get_or_insert_with(|| {
             share.answers = rung;
             shared.tidy.begin();
             Job::with_history(share.name, shared.policy, std::mem::take(&mut share.history))
         });
         if job.slice_shared(&*value) {
-            share.job = Some(job);
             return Turn::More;
         }
         share.seen = share.answers;
-        let name = share.name;
+        let (name, Some(job)) = (share.name, share.job.take()) else { return Turn::Quiet };
         let (report, history) = job.into_parts();
         share.history = history;
         drop(list);
