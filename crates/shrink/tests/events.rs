@@ -1,4 +1,5 @@
 //! Tracing events of a cascade, as a subscriber gets them.
+#![allow(clippy::expect_used)]
 
 use ebbtide_shrink::{Policy, Registry, Turn};
 use std::collections::HashMap;
