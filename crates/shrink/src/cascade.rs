@@ -125,6 +125,24 @@ impl<'a> Cascade<'a> {
         }
     }
 
+    /// Descends into each value of a map that others hold, too.
+    pub fn entries_shared<'e, K, V>(&mut self, entries: impl IntoIterator<Item = (&'e K, &'e V)>)
+    where
+        K: Debug + 'e,
+        V: ShrinkShared + 'e,
+    {
+        if V::is_flat_shared() {
+            return;
+        }
+        let taken = self.pass();
+        for (key, value) in entries.into_iter().skip(taken) {
+            if self.walk.spent() {
+                return;
+            }
+            self.child(Step::Key(&key), Tuning::NONE, |cascade| value.shrink_shared(cascade));
+        }
+    }
+
     /// Says that another thread holds the lock of this value; it is tried again in a later slice.
     pub fn busy(&mut self) {
         self.walk.busy();

@@ -19,8 +19,11 @@ use crate::{Policy, Report, ShrinkShared};
 use bell::Bell;
 use member::{Member, Turn};
 use shares::Shares;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tidy::Tidy;
+
+crate::std_impls::flat! { [] Registry, [] Member }
 
 /// Where owners of memory and those who notice pressure meet. Cloning it is cheap and gives the same registry.
 ///
@@ -199,10 +202,9 @@ impl Shared {
 
 fn give_back(own: &Option<GiveBack>) {
     match own {
-        Some(own) => own(),
-        None => {
-            let _ = allocator::give_back();
-        }
+        // A panic in it must not end the keeper, nor keep others from asking.
+        Some(own) => _ = catch_unwind(AssertUnwindSafe(own)),
+        None => _ = allocator::give_back(),
     }
 }
 
