@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p ebbtide-shrink --example measure`; about ten seconds.
 
-use ebbtide_shrink::{Bytes, Job, Policy, Registry, Shrink, shrink_now};
+use ebbtide_shrink::{Bytes, Job, Member, Policy, Pool, Registry, Shrink, shrink_now};
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -88,6 +88,9 @@ fn poll() {
     let empty = each(50_000_000, || _ = black_box(&mut list));
     let quiet = each(50_000_000, || assert!(!member.poll(black_box(&mut list)).is_more()));
     println!("\npoll without pressure: {:.2} ns (an empty turn {empty:.2} ns)", quiet - empty);
+    println!("a member takes {}, a cascade at work {}", Bytes(size_of::<Member>()), Bytes(size_of::<Job>()));
+    let pool = Pool::builder(|| vec![0_u8; 4096]).reset(Vec::clear).build();
+    println!("a warm pool's get and return: {:.0} ns", each(5_000_000, || drop(black_box(pool.get()))));
 }
 
 #[derive(Shrink)]

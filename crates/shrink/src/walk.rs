@@ -117,11 +117,13 @@ impl Walk {
         (self.fresh, self.look, self.spent) = (0, false, false);
     }
 
-    pub(crate) fn end_slice(&mut self) {
+    /// How long it took.
+    pub(crate) fn end_slice(&mut self) -> Duration {
         let took = self.began.elapsed();
         self.report.slices += 1;
         self.report.time += took;
         self.report.longest_slice = self.report.longest_slice.max(took);
+        took
     }
 
     /// Whether the slice has used up its time or bytes.

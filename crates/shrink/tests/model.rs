@@ -68,8 +68,10 @@ fn no_ring_is_slept_through() {
                 })
             })
             .collect();
-        bell.ring();
-        bell.ring();
+        for _ in 0..2 {
+            bell.ring();
+            bell.wake(|| {});
+        }
         sleepers.into_iter().for_each(|sleeper| sleeper.join().expect("woke up"));
     };
     shuttle::check_random(test, RUNS);
@@ -83,7 +85,12 @@ fn sleepers_come_and_go_while_it_rings() {
         let bell = Arc::new(Bell::default());
         let ringer = {
             let bell = Arc::clone(&bell);
-            thread::spawn(move || (0..3).for_each(|_| bell.ring()))
+            thread::spawn(move || {
+                for _ in 0..3 {
+                    bell.ring();
+                    bell.wake(|| {});
+                }
+            })
         };
         for _ in 0..3 {
             let sleeper = Arc::new(Sleeper::default());
@@ -139,6 +146,39 @@ fn after_the_last_cascade_the_allocator_is_asked() {
     shuttle::check_pct(test, RUNS, 3);
 }
 
+/// With a keeper, it is the one who wakes.
+#[test]
+fn the_keeper_wakes_every_sleeper() {
+    let test = || {
+        let (bell, tidy) = (Arc::new(Bell::default()), Arc::new(Tidy::new(Duration::ZERO)));
+        assert!(tidy.employ());
+        let keeper = {
+            let (bell, tidy) = (Arc::clone(&bell), Arc::clone(&tidy));
+            thread::spawn(move || tidy.keep(|| bell.wake(thread::yield_now), || {}))
+        };
+        let sleeper = {
+            let bell = Arc::clone(&bell);
+            thread::spawn(move || {
+                let sleeper = Arc::new(Sleeper::default());
+                let mut seen = 0;
+                while seen < 2 {
+                    future::block_on(flagged(&bell, &sleeper, seen));
+                    seen = bell.rung();
+                }
+            })
+        };
+        for _ in 0..2 {
+            bell.ring();
+            assert!(tidy.rang());
+        }
+        sleeper.join().expect("woke up");
+        tidy.close();
+        keeper.join().expect("went");
+    };
+    shuttle::check_random(test, RUNS);
+    shuttle::check_pct(test, RUNS, 3);
+}
+
 /// With a keeper: it asks after the last end, and goes when the registry does.
 #[test]
 fn the_keeper_misses_no_end() {
@@ -148,7 +188,9 @@ fn the_keeper_misses_no_end() {
         assert!(tidy.employ() && !tidy.employ());
         let keeper = {
             let (tidy, ended, seen) = (Arc::clone(&tidy), Arc::clone(&ended), Arc::clone(&seen));
-            thread::spawn(move || tidy.keep(|| seen.store(ended.load(Ordering::SeqCst), Ordering::SeqCst)))
+            thread::spawn(move || {
+                tidy.keep(|| {}, || seen.store(ended.load(Ordering::SeqCst), Ordering::SeqCst))
+            })
         };
         let owners: Vec<_> = (0..2)
             .map(|_| {

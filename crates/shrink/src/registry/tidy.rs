@@ -1,5 +1,6 @@
-//! When to ask the allocator to return pages: after cascades, once for many that end together. A keeper's thread does it
-//! when nobody has begun or ended one for a moment; without a keeper the owner who ends last does, but not again at once.
+//! The keeper: wakes sleepers after a ring, and asks the allocator to return pages after cascades, once for many that end
+//! together: when nobody has begun or ended one for a moment. Without a keeper the owner who ends last asks, but not again
+//! at once.
 //!
 //! Invariants: with a keeper it is asked after each cascade that ends; never by two threads at a time; owners never wait
 //! for it while there is a keeper.
@@ -26,6 +27,8 @@ struct State {
     working: usize,
     /// How often one began or ended.
     changes: u64,
+    /// It rang, and sleepers have not been woken.
+    rung: bool,
     /// One has ended since the allocator was last asked.
     due: bool,
     /// Somebody is asking it now.
@@ -43,6 +46,14 @@ impl Tidy {
 
     pub(crate) fn new(apart: Duration) -> Tidy {
         Tidy { state: Mutex::default(), changed: Condvar::new(), apart }
+    }
+
+    /// It rang. Whether there is a keeper to wake those who sleep.
+    pub(crate) fn rang(&self) -> bool {
+        let mut state = self.lock();
+        state.rung = state.kept;
+        self.changed.notify_all();
+        state.kept
     }
 
     /// A cascade begins.
@@ -87,14 +98,20 @@ impl Tidy {
     }
 
     /// The keeper's work, until the registry is gone.
-    pub(crate) fn keep(&self, ask: impl Fn()) {
+    pub(crate) fn keep(&self, wake: impl Fn(), ask: impl Fn()) {
         let mut state = self.lock();
         loop {
-            while !state.due && !state.closed {
+            while !state.due && !state.rung && !state.closed {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             if state.closed {
                 return;
+            }
+            if std::mem::take(&mut state.rung) {
+                drop(state);
+                wake();
+                state = self.lock();
+                continue;
             }
             state = self.quiet(state);
             state.due = false;
