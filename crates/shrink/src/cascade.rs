@@ -117,6 +117,7 @@ impl<'a> Cascade<'a> {
             return;
         }
         let taken = self.pass();
+        self.walk.passed(taken);
         for (key, value) in entries.into_iter().skip(taken) {
             if self.walk.spent() {
                 return;
@@ -135,6 +136,7 @@ impl<'a> Cascade<'a> {
             return;
         }
         let taken = self.pass();
+        self.walk.passed(taken);
         for (key, value) in entries.into_iter().skip(taken) {
             if self.walk.spent() {
                 return;
