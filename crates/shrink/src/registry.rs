@@ -136,8 +136,9 @@ impl Registry {
     }
 
     /// Starts a thread that wakes sleeping tasks, 64 each millisecond, and asks the allocator to return pages after
-    /// cascades, once for all that end together, so that owners need not: glibc's `malloc_trim` takes 0.2 us for each page it returns. It ends with the registry. Calling
-    /// this again does nothing. Without a keeper the owner that ends last asks, at most ten times a second.
+    /// cascades, once for all that end together, so that owners need not: glibc's `malloc_trim` takes 0.2 us for each
+    /// page it returns. It ends with the registry. Calling this again does nothing. Without a keeper all sleepers are
+    /// woken at once, and the owner that ends last asks, at most ten times a second.
     ///
     /// # Errors
     /// Where no thread can be had.

@@ -135,9 +135,14 @@ impl Walk {
         self.spent
     }
 
+    /// Whether no step will be taken any more before the tree is left.
+    pub(crate) fn over(&self) -> bool {
+        self.spent || self.round.steps > self.most_steps
+    }
+
     /// Whether this step is to be taken now: it is not one that was taken before, and the slice is not spent.
     pub(crate) fn enter(&mut self, depth: usize, step: usize) -> bool {
-        if self.spent {
+        if self.over() {
             return false;
         }
         if depth < self.resume {

@@ -121,7 +121,8 @@ impl Member {
 
     /// Waits until there is pressure, or goes on at once if there is something to do: for a task that waits for its
     /// peer most of the time, and would not come to poll.
-    /// [`guide::threads`](crate::guide::threads) shows it in a `select!`. Cancel safe: dropping it loses nothing.
+    /// [`guide::threads`](crate::guide::threads) shows it in a `select!`. Cancel safe: dropping it loses
+    /// nothing. After [`Turn::More`] there is something to do, though not before [`pause`](Member::pause) is over.
     pub fn flagged(&mut self) -> impl Future<Output = ()> + Send + '_ {
         Flagged(self)
     }
