@@ -155,7 +155,8 @@ impl Registry {
     }
 
     /// Watches for memory pressure, by the best source this machine has, and rings at each call for memory; starts the
-    /// [`keeper`](Registry::keeper), too. That there is no source is no error: then nothing rings.
+    /// [`keeper`](Registry::keeper), too. That there is no source is no error: then nothing rings. It takes three threads
+    /// that sleep: the source's, one that rings, and the keeper.
     ///
     /// # Errors
     /// Where no thread or file descriptor can be had.
