@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p ebbtide-shrink --example measure`; about ten seconds.
 
-use ebbtide_shrink::{Bytes, Job, Member, Policy, Pool, Registry, Shrink, shrink_now};
+use ebbtide_shrink::{Bytes, Job, Member, Policy, Pool, Registry, Shrink, Turn, shrink_now};
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ fn main() {
     thresholds();
     poll();
     walk();
+    owner();
     cut();
     tables();
 }
@@ -153,6 +154,30 @@ fn sliced(name: &str, queues: &mut impl Shrink) {
         at(50),
         at(99),
         at(100)
+    );
+}
+
+/// An owner that has a request of 5 us at every turn, and polls after each: what is left for requests in a cascade.
+fn owner() {
+    let registry = Registry::with_allocator(Policy::new().floor(Bytes(256)), || {});
+    let mut member = registry.member("queues");
+    let mut queues: Vec<Queue> = (0..100_000).map(|_| queue()).collect();
+    registry.flag();
+    let (begin, mut requests) = (Instant::now(), 0_u32);
+    let report = loop {
+        let request = Instant::now();
+        while request.elapsed() < Duration::from_micros(5) {}
+        requests += 1;
+        if let Turn::Done(report) = member.poll(&mut queues) {
+            break report;
+        }
+    };
+    let all = begin.elapsed();
+    println!(
+        "an owner of 100,000 queues: {requests} requests during a cascade of {:?} in {all:?}, {:.1}% of its time; {} slices",
+        report.time,
+        100.0 - 100.0 * report.time.as_secs_f64() / all.as_secs_f64(),
+        report.slices,
     );
 }
 

@@ -31,7 +31,7 @@ impl Default for Policy {
             floor: Bytes::from_kib(1),
             slice: Duration::from_micros(500),
             slice_bytes: Bytes::from_mib(8),
-            duty: 0.1,
+            duty: 0.08,
             transient: Bytes::from_mib(4),
             rest: Duration::from_secs(10),
             tries: 3,
@@ -88,7 +88,7 @@ impl Policy {
     }
 
     /// How much of an owner's time may go into slices, as a share of it: after a slice, polls do nothing until the rest
-    /// has passed, or a cascade would be a slice for each request. Default 0.1; 1 means no pause. A [`Job`](crate::Job)
+    /// has passed, or a cascade would be a slice for each request. Default 0.08; 1 means no pause. A [`Job`](crate::Job)
     /// leaves that to its caller.
     pub fn duty(mut self, share: f64) -> Policy {
         self.duty = share.clamp(0.001, 1.0);
