@@ -326,3 +326,17 @@ fn pressure_reaches_the_owner() {
         }
     }
 }
+
+/// What goes into tasks and threads can.
+#[test]
+fn handles_can_be_sent() {
+    fn send<T: Send>() {}
+    fn send_and_sync<T: Send + Sync>() {}
+    send::<Member>();
+    send::<ebbtide_shrink::Job>();
+    send::<ebbtide_shrink::pool::Get<'_, Vec<u8>>>();
+    send_and_sync::<Registry>();
+    send_and_sync::<ebbtide_shrink::Report>();
+    send_and_sync::<ebbtide_shrink::Pool<std::cell::Cell<u8>>>();
+    send_and_sync::<ebbtide_shrink::Mapped<memmap2::Mmap>>();
+}
