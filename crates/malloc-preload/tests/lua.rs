@@ -1,0 +1,118 @@
+//! LuaJIT under the library: Lua programs must print what they print without it. The programs and the small server
+//! that runs them are in `lua/`; LuaJIT is the shared library of OpenResty's branch.
+//!
+//! `EBBTIDE_TEST_SECONDS` makes the random programs run longer than their fixed number of seeds. Random programs
+//! differ by their seed alone, so a failure names the command that shows it again.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use support::{library, succeed};
+
+/// The server of `lua/host.c`, and where it is kept.
+struct Host(#[expect(dead_code, reason = "holds the directory")] tempfile::TempDir, PathBuf);
+
+impl Host {
+    /// Compiles it; `None`, said aloud, where LuaJIT or a compiler is missing.
+    fn build() -> Option<Host> {
+        let flags = ["-rdynamic", "-l:libluajit-5.1.so.2"];
+        if !Path::new("/usr/lib/x86_64-linux-gnu/libluajit-5.1.so.2").exists() {
+            println!("skipped: LuaJIT: libluajit2-5.1-2 is not installed");
+            return None;
+        }
+        let (dir, program) = support::compile("../lua/host.c", &flags)?;
+        Some(Host(dir, program))
+    }
+
+    /// Runs a Lua program of `lua/`: options of the server, then its arguments.
+    fn command(&self, options: &[&str], program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.1);
+        command.args(options).arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lua").join(program));
+        command.args(args);
+        command
+    }
+
+    /// The same under the library, with its checks at level `check` and its turns so many milliseconds apart.
+    fn ours(&self, options: &[&str], program: &str, args: &[&str], check: &str, delay: &str) -> Command {
+        let mut command = self.command(options, program, args);
+        command.env("LD_PRELOAD", library());
+        command.env("EBBTIDE_MALLOC_CHECK", check).env("EBBTIDE_MALLOC_DELAY_MS", delay);
+        command
+    }
+}
+
+/// Check levels and delays, to go around.
+const WAYS: [(&str, &str); 4] = [("0", "100"), ("1", "2"), ("2", "20"), ("0", "1")];
+
+/// How the server runs random programs, and their operations.
+const SERVERS: [(&[&str], &str); 6] = [
+    (&[], "20000"),
+    (&["-t", "3"], "6000"),
+    (&["-m", "-r", "3"], "6000"),
+    (&["-i", "30", "-r", "4"], "5000"),
+    (&["-n", "30", "-k", "7"], "600"),
+    (&["-t", "2", "-n", "3", "-m", "-i", "5", "-r", "2"], "1500"),
+];
+
+#[test]
+fn random_programs_say_the_same() {
+    let Some(host) = Host::build() else { return };
+    let seconds = std::env::var("EBBTIDE_TEST_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
+    let (start, mut seed) = (Instant::now(), 1);
+    while seed <= 18 || start.elapsed() < Duration::from_secs(seconds) {
+        let ((options, operations), (check, delay)) = (SERVERS[seed % 6], WAYS[seed / 6 % 4]);
+        let args = [&*seed.to_string(), operations];
+        let plain = succeed(&mut host.command(options, "fuzz.lua", &args));
+        let mut command = host.ours(options, "fuzz.lua", &args, check, delay);
+        assert_eq!(plain, succeed(&mut command), "{command:?}");
+        assert!(options.contains(&"-n") || plain.contains("all but 0 ended"), "{plain}");
+        seed += 1;
+    }
+    println!("{} random programs", seed - 1);
+}
+
+#[test]
+fn states_come_and_go_by_the_thousand() {
+    let Some(host) = Host::build() else { return };
+    for options in
+        [&["-n", "2000", "-k", "20"][..], &["-n", "500", "-k", "90", "-t", "4"], &["-n", "300", "-m"]]
+    {
+        let plain = succeed(&mut host.command(options, "many.lua", &[]));
+        for (check, delay) in [WAYS[0], WAYS[1]] {
+            assert_eq!(plain, succeed(&mut host.ours(options, "many.lua", &[], check, delay)), "{options:?}");
+        }
+    }
+}
+
+#[test]
+fn memory_that_is_not_to_be_had_is_an_error_of_lua() {
+    let Some(host) = Host::build() else { return };
+    for (n, mib) in ["1", "7", "40", "130"].into_iter().enumerate() {
+        let (check, delay) = WAYS[n];
+        let said = succeed(&mut host.ours(&["-s", mib, "-r", "6"], "starve.lua", &[mib], check, delay));
+        let runs: Vec<&str> = said.lines().collect();
+        for pair in runs.chunks_exact(2).take(3) {
+            assert_eq!(pair[0], "fed", "{said}");
+            assert!(["starved", "not enough memory"].contains(&pair[1]), "{said}");
+        }
+        assert!(runs.len() == 7 && runs.last().unwrap().starts_with("notes "), "{said}");
+    }
+}
+
+#[test]
+fn an_address_space_limited_from_the_start_will_do() {
+    let Some(host) = Host::build() else { return };
+    if !support::have("prlimit") {
+        return;
+    }
+    let plain = succeed(&mut host.command(&["-r", "2"], "fuzz.lua", &["99", "8000"]));
+    for mib in [120, 300] {
+        let mut limited = Command::new("prlimit");
+        limited.arg(format!("--as={}", mib << 20)).arg(&host.1);
+        let inner = host.command(&["-r", "2"], "fuzz.lua", &["99", "8000"]);
+        limited.args(inner.get_args()).env("LD_PRELOAD", library());
+        assert_eq!(plain, succeed(&mut limited), "within {mib} MiB");
+    }
+}
