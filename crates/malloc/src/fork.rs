@@ -25,13 +25,16 @@ fn locks() -> impl DoubleEndedIterator<Item = &'static Lock> {
 
 extern "C" fn prepare() {
     locks().for_each(Lock::lock);
+    lua::part();
 }
 
 extern "C" fn parent() {
+    lua::after_fork(Lock::unlock);
     locks().rev().for_each(Lock::unlock);
 }
 
 extern "C" fn child() {
+    lua::after_fork(Lock::reset);
     locks().for_each(Lock::reset);
     heap::adopt_after_fork();
     keeper::forked();

@@ -33,6 +33,9 @@ mod number {
     pub(super) const NEWFSTATAT: usize = 262;
     pub(super) const GETRANDOM: usize = 318;
     pub(super) const MEMFD_CREATE: usize = 319;
+    pub(super) const FSTAT: usize = 5;
+    pub(super) const PWRITE: usize = 18;
+    pub(super) const FCNTL: usize = 72;
     pub(super) const FTRUNCATE: usize = 77;
     pub(super) const PRLIMIT: usize = 302;
     pub(super) const MEMBARRIER: usize = 324;
@@ -58,6 +61,9 @@ mod number {
     pub(super) const MADVISE: usize = 233;
     pub(super) const GETRANDOM: usize = 278;
     pub(super) const MEMFD_CREATE: usize = 279;
+    pub(super) const FCNTL: usize = 25;
+    pub(super) const FSTAT: usize = 80;
+    pub(super) const PWRITE: usize = 68;
     pub(super) const FTRUNCATE: usize = 46;
     pub(super) const PRLIMIT: usize = 261;
     pub(super) const MEMBARRIER: usize = 283;
@@ -121,6 +127,8 @@ const MAP_NORESERVE: usize = 0x4000;
 const MAP_FIXED_NOREPLACE: usize = 0x10_0000;
 const MREMAP_MAYMOVE_FIXED: usize = 3;
 const MADV_DONTNEED: usize = 4;
+const MADV_REMOVE: usize = 9;
+const MADV_DONTFORK: usize = 10;
 const MADV_NOHUGEPAGE: usize = 15;
 const FUTEX_WAIT_PRIVATE: usize = 128;
 const FUTEX_WAKE_PRIVATE: usize = 129;
@@ -179,21 +187,60 @@ pub(crate) unsafe fn map_over(addr: usize, len: usize) -> Result<(), Errno> {
     unsafe { syscall(number::MMAP, [addr, len, PROT_READ_WRITE, flags, usize::MAX, 0]) }.map(drop)
 }
 
-/// `mmap(addr, len, MAP_FIXED | MAP_PRIVATE, fd, off)`: a file's contents in place of what was there, to be copied by
-/// whoever writes.
+/// Whose what is written to a mapped file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// Everybody's who maps it.
+    Shared,
+    /// The writer's: the page is copied.
+    Private,
+}
+
+/// `mmap(addr, len, MAP_FIXED, fd, off)`: a file's contents in place of what was there.
 ///
 /// # Safety
 /// The range must be the allocator's own, and what is used of it must read the same in the file.
-pub(crate) unsafe fn map_private_over(addr: usize, len: usize, fd: i32, off: usize) -> Result<(), Errno> {
-    let flags = MAP_PRIVATE | MAP_FIXED;
+pub(crate) unsafe fn map_file_over(
+    addr: usize,
+    len: usize,
+    fd: i32,
+    off: usize,
+    sharing: Sharing,
+) -> Result<(), Errno> {
+    let flags = MAP_FIXED | if sharing == Sharing::Shared { MAP_SHARED } else { MAP_PRIVATE };
     // SAFETY: the caller's.
     unsafe { syscall(number::MMAP, [addr, len, PROT_READ_WRITE, flags, fd as usize, off]) }.map(drop)
 }
 
-/// `mmap(NULL, len, MAP_SHARED, fd)`: a file, for writing; its address.
-pub(crate) fn map_shared(fd: i32, len: usize) -> Result<usize, Errno> {
-    // SAFETY: a mapping at a place of the kernel's choosing touches no other.
-    unsafe { syscall(number::MMAP, [0, len, PROT_READ_WRITE, MAP_SHARED, fd as usize, 0]) }
+/// `madvise(addr, len, MADV_DONTFORK)`: forked children do not get the pages.
+pub(crate) fn not_for_children(addr: usize, len: usize) {
+    // SAFETY: the advice changes no contents here.
+    let _ = unsafe { syscall(number::MADVISE, [addr, len, MADV_DONTFORK, 0, 0, 0]) };
+}
+
+/// `madvise(addr, len, MADV_REMOVE)`: punches what a shared mapping shows out of its file.
+///
+/// # Safety
+/// Nobody may use that part of the file any more.
+pub(crate) unsafe fn punch(addr: usize, len: usize) {
+    // SAFETY: the caller's. An error leaves the file as it is, which is no harm.
+    let _ = unsafe { syscall(number::MADVISE, [addr, len, MADV_REMOVE, 0, 0, 0]) };
+}
+
+/// `fstat(fd)`: device and inode, which tell whether a descriptor is still of the same file.
+pub(crate) fn identity(fd: i32) -> Result<(u64, u64), Errno> {
+    let mut stat = [0_u64; 18];
+    // SAFETY: the kernel writes one struct stat, 144 or 128 bytes, which begins with these two on both architectures.
+    unsafe { syscall(number::FSTAT, [fd as usize, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) }?;
+    Ok((stat[0], stat[1]))
+}
+
+/// `pwrite(fd, bytes, off)`: all of them, or an error.
+pub(crate) fn write_at(fd: i32, bytes: &[u8], off: usize) -> Result<(), Errno> {
+    // SAFETY: the kernel reads `bytes`, alive for the call.
+    let wrote =
+        unsafe { syscall(number::PWRITE, [fd as usize, bytes.as_ptr() as usize, bytes.len(), off, 0, 0]) }?;
+    if wrote == bytes.len() { Ok(()) } else { Err(Errno(28)) }
 }
 
 /// `memfd_create(name)` (Linux 3.17): a file in memory, closed on exec. It never becomes executable, as
@@ -201,12 +248,22 @@ pub(crate) fn map_shared(fd: i32, len: usize) -> Result<usize, Errno> {
 pub(crate) fn memory_file(name: &'static core::ffi::CStr) -> Result<i32, Errno> {
     const MFD_CLOEXEC: usize = 1;
     const MFD_NOEXEC_SEAL: usize = 8;
+    const F_DUPFD_CLOEXEC: usize = 1030;
+    const FIRST_FD: usize = 200;
     let make = |flags| {
         // SAFETY: the name is NUL-terminated and lives for ever.
         unsafe { syscall(number::MEMFD_CREATE, [name.as_ptr() as usize, flags, 0, 0, 0, 0]) }
     };
     let fd = make(MFD_CLOEXEC | MFD_NOEXEC_SEAL).or_else(|_| make(MFD_CLOEXEC))?;
-    Ok(fd as i32)
+    // A program may count on the lowest numbers.
+    // SAFETY: takes no pointers.
+    match unsafe { syscall(number::FCNTL, [fd, F_DUPFD_CLOEXEC, FIRST_FD, 0, 0, 0]) } {
+        Ok(high) => {
+            close(fd as i32);
+            Ok(high as i32)
+        }
+        Err(_) => Ok(fd as i32),
+    }
 }
 
 /// `ftruncate(fd, len)`.

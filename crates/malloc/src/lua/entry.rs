@@ -24,9 +24,9 @@ const PER_CHUNK: usize = CHUNK_PAGES * size_of::<Entry>();
 pub(crate) const CURRENT: u8 = 1;
 /// It is in the list of its bucket.
 pub(crate) const LISTED: u8 = 2;
-/// It shares a frame with others: it is in the list of its segment.
+/// It shares a frame with others, or did before a fork: it is in the list of the meshed.
 pub(crate) const MESHED: u8 = 4;
-/// It is mapped from a segment's file, shared or not.
+/// It is mapped from a file, shared or not.
 pub(crate) const ALIASED: u8 = 8;
 
 /// A page of a Lua heap.
@@ -50,8 +50,7 @@ pub(crate) struct Entry {
     pub(crate) bucket: Cell<u8>,
     /// The number of its owner.
     pub(crate) owner: Cell<u32>,
-    /// Its segment, and which of the segment's frames it shares.
-    pub(crate) segment: Cell<u16>,
+    /// Which frame it shares.
     pub(crate) frame: Cell<u16>,
 }
 

@@ -5,12 +5,11 @@
 //! other words, and then from the fullest page of the class. So emptier pages drain.
 //!
 //! Invariants: every page of the heap has the class byte [`LUA`] and its class, and this heap's number as its owner. A
-//! page is one of: its class's current one; listed in the bucket of its count; meshed, in its segment's list; full, in
+//! page is one of: its class's current one; listed in the bucket of its count; meshed; full, in
 //! no list; spare, with class byte 0. Blocks above [`TABLE_MAX`] bytes are the general malloc's.
 
-use super::entry::{self, ALIASED, CURRENT, LISTED, LUA, MESHED, slots};
+use super::entry::{self, ALIASED, CURRENT, LISTED, LUA, slots};
 use super::mesh::Mesh;
-use super::segment;
 use crate::class::{self, BUCKETS, CLASSES, Class, PAGE, TABLE_MAX};
 use crate::map::Page;
 use crate::pages::pages;
@@ -22,6 +21,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 const BINS: usize = CLASSES.next_power_of_two();
 /// Empty pages kept for the next class that wants one.
 const SPARE: usize = 32;
+/// A heap of so many pages takes neighbours for a class, so many at a time: pages that lie side by side can be meshed
+/// side by side, which takes fewer mappings.
+const LARGE_HEAP: u64 = 512;
+const NEIGHBOURS: usize = 8;
 /// Refills between looks at the clock.
 const OPS_PER_LOOK: u32 = 256;
 
@@ -40,7 +43,10 @@ pub(crate) struct Bin {
     /// Per bucket the first page, plus one.
     head: [u32; BUCKETS as usize],
     /// Which buckets have pages.
-    filled: u32,
+    filled: u8,
+    /// Empty pages that are the class's next, and the first of them.
+    left: u8,
+    next: u32,
 }
 
 /// What is told of a heap; readable from other processes, see `stats::Tables`.
@@ -61,8 +67,8 @@ pub struct Told {
     pub meshed: Counter,
     /// Frames they share.
     pub frames: Counter,
-    /// Pages that no longer shared one when their segment was given up, ever.
-    pub unmeshed: Counter,
+    /// Pages that were parted from the others for a fork, ever.
+    pub parted: Counter,
     /// The longest pause of a slice of meshing, in microseconds.
     pub longest_us: Counter,
     /// Cycles of the collector run while nothing else was to do, ever.
@@ -215,6 +221,30 @@ impl Heap {
     }
 
     fn new_page(&mut self, class: u8) -> Option<Page> {
+        let page = self.neighbour(class).or_else(|| self.spare_page())?;
+        entry::ensure(page).ok()?;
+        page.entry().begin(Class::of(class), self.id);
+        page.class().store(LUA | class, Relaxed);
+        Some(page)
+    }
+
+    /// The next of the pages that were taken for a class together.
+    fn neighbour(&mut self, class: u8) -> Option<Page> {
+        let bin = &mut self.bins[class as usize % BINS];
+        if bin.left == 0 {
+            if self.nspare > 0 || self.told.pages.get() < LARGE_HEAP {
+                return None;
+            }
+            bin.next = pages().run(NEIGHBOURS, 1)?.page.index() as u32;
+            bin.left = NEIGHBOURS as u8;
+            self.told.pages.add(NEIGHBOURS as u64);
+        }
+        bin.left -= 1;
+        bin.next += 1;
+        Some(Page::at(bin.next as usize - 1))
+    }
+
+    fn spare_page(&mut self) -> Option<Page> {
         if self.nspare == 0 {
             // More at a time the larger the heap is.
             let want = (self.told.pages.get() as usize / 8).clamp(1, SPARE / 2);
@@ -225,12 +255,8 @@ impl Heap {
             self.spare.get_mut(..got)?.reverse();
         }
         let last = self.nspare.checked_sub(1)?;
-        let page = Page::at(*self.spare.get(last as usize)? as usize);
-        entry::ensure(page).ok()?;
         self.nspare = last;
-        page.entry().begin(Class::of(class), self.id);
-        page.class().store(LUA | class, Relaxed);
-        Some(page)
+        Some(Page::at(*self.spare.get(last as usize)? as usize))
     }
 
     /// Frees a block that was allocated with `size` bytes: what `size` says is believed of large blocks only. Whether
@@ -288,18 +314,10 @@ impl Heap {
 
     /// A page that holds nothing leaves its class.
     fn release(&mut self, page: Page) {
-        let entry = page.entry();
-        if entry.is(MESHED) {
-            self.mesh.leave(page, &self.told);
-        }
         page.class().store(0, Relaxed);
-        if entry.is(ALIASED) {
-            // Refused, it stays a page of the file's, private as any; but no other part of the allocator may have it.
-            if segment::restore(page).is_err() {
-                return;
-            }
-            entry.set(ALIASED, false);
-            self.mesh.aliased -= 1;
+        // If it cannot be made ordinary memory, nobody may have it.
+        if page.entry().is(ALIASED) && !self.mesh.leave(page, &self.told) {
+            return;
         }
         if self.nspare as usize == SPARE {
             self.give(SPARE / 2);
@@ -479,6 +497,11 @@ impl Heap {
     pub(crate) fn settle(&mut self) {
         for class in 1..CLASSES as u8 {
             let bin = &mut self.bins[class as usize % BINS];
+            if bin.left > 0 {
+                pages().give(Page::at(bin.next as usize), bin.left.into(), false);
+                self.told.pages.sub(bin.left.into());
+                bin.left = 0;
+            }
             if bin.page == 0 {
                 continue;
             }

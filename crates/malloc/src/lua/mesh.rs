@@ -5,73 +5,64 @@
 //! while the program waits. Only pages are taken in which no slot was allocated or freed for a while, which are at
 //! most half full, and whose memory nobody but the VM writes to ([`super::writers`]).
 //!
-//! A collector's cycle writes to every object, and by that takes meshed pages apart: each gets a copy of its own. A
-//! round looks first which segments have come apart, and gives up those; their pages may be meshed again, the later the
-//! more often it was in vain.
-//!
-//! Invariants: a MESHED page is in the list of its segment, next to those of its frame, and in no other; nothing is
-//! allocated from it. At most [`Mesh::most`] pages are mapped from files, so that mappings, two for each, stay below
-//! a quarter of what the kernel allows.
+//! Invariants: a MESHED page is in the list of [`Shared`] and in no other; nothing is allocated from it, and its entry's
+//! links are touched under that lock only, which a fork takes. Mappings made by it stay below half of what the
+//! kernel allows a process. (Neighbours that share neighbouring frames are one mapping.)
 
 use super::entry::{ALIASED, CURRENT, MESHED, slots};
+use super::frames::{self, Frames};
 use super::heap::{Heap, Told};
-use super::segment::Filling;
 use super::writers::Head;
 use crate::bits::CHUNK_PAGES;
 use crate::class::{Class, PAGE, small_by_eight};
+use crate::lock::{Lock, Mutex};
 use crate::map::Page;
-use crate::sys;
+use crate::sys::{self, Errno};
+use core::cmp::Ordering;
 
 /// The largest slots that are meshed: with fewer than sixteen to a page, pages rarely fit.
 const SLOT_MOST: usize = 256;
 /// Epochs without a slot allocated or freed after which a page is cold: twenty seconds at least.
 const COLD: u16 = 5;
-/// Epochs between rounds, and at most.
+/// Epochs between rounds: as a rule, and at most, where forks take apart what was meshed.
 const WAIT: u16 = 1;
 const WAIT_MOST: u16 = 64;
-/// A segment found whole after so many epochs shows that meshing lasts here.
-const YOUNG: u16 = 12;
 /// Pages of a heap below which there is nothing worth a round.
 const PAGES_LEAST: u64 = 64;
 /// Candidates that are fitted together at a time.
 const BATCH: usize = 256;
+/// Neighbours are put into neighbouring frames, up to so many.
+const STRIPE: usize = 16;
 /// Pages meshed in a step, about: each takes some 6 us.
 const STEP_PAGES: usize = 32;
-/// Segments at most.
-const SEGMENTS: usize = 1024;
-
-/// Pages that share frames of one file.
-#[derive(Debug, Clone, Copy, Default)]
-struct Segment {
-    /// The first of its pages, plus one.
-    first: u32,
-    members: u16,
-    frames: u16,
-    born: u16,
-}
 
 /// The state of meshing in one heap.
 #[derive(Debug)]
 pub(crate) struct Mesh {
-    /// Pages mapped from files.
-    pub(crate) aliased: u32,
+    /// Mappings made by pages that are mapped from files, and at most.
+    mappings: u32,
     most: u32,
-    /// A round is under way, and where: the next segment to look at, then the next class and page.
+    /// A round is under way, and where.
     running: bool,
-    segment: u16,
     class: u8,
     page: u32,
     /// The epoch of the last round's end, and how long to wait from there.
     last: u16,
     wait: u16,
-    /// A segment came apart young in this round.
-    in_vain: bool,
-    /// A segment was found whole in this round.
-    lasting: bool,
-    /// The kernel refused a file or a mapping: no more.
-    refused: bool,
     plan: Plan,
-    segments: [Segment; SEGMENTS],
+    /// A frame's bytes, while they are put together.
+    bytes: [u8; PAGE],
+    shared: Mutex<Shared>,
+}
+
+/// What a fork in another thread may come upon.
+#[derive(Debug)]
+struct Shared {
+    frames: Frames,
+    /// The first of the meshed pages, plus one.
+    first: u32,
+    /// They have been parted for a fork, and are ordinary pages mapped from a file.
+    parted: bool,
 }
 
 /// Candidates of one class and which share a frame.
@@ -96,15 +87,41 @@ fn join(into: &mut [u64; 4], other: &[u64; 4]) {
     into.iter_mut().zip(other).for_each(|(into, other)| *into |= other);
 }
 
+/// How many mappings end between a page and its neighbours in its chunk, because one of them is mapped from a file.
+fn boundaries(page: Page) -> u32 {
+    let i = page.index() % CHUNK_PAGES;
+    let before = i > 0 && boundary(page.minus(1), page);
+    let behind = i + 1 < CHUNK_PAGES && boundary(page, page.plus(1));
+    u32::from(before) + u32::from(behind)
+}
+
+fn boundary(a: Page, b: Page) -> bool {
+    let (a, b) = (a.entry(), b.entry());
+    let one = a.is(MESHED) && b.is(MESHED) && a.owner == b.owner && a.frame.get() + 1 == b.frame.get();
+    (a.is(ALIASED) || b.is(ALIASED)) && !one
+}
+
 fn at(page: u32) -> Page {
     Page::at(page as usize - 1)
 }
 
 impl Plan {
-    /// Puts a page into the first frame where its live slots fit.
+    /// Puts a page into a frame where its live slots fit: the one behind its neighbour's, or the first.
     fn add(&mut self, page: Page, live: &[u64; 4]) {
-        let fits = self.used.iter().take(self.frames as usize).position(|used| !overlap(used, live));
-        let frame = fits.unwrap_or(self.frames as usize);
+        let fits = |used: &[u64; 4]| !overlap(used, live);
+        let last = (self.count as usize).checked_sub(1);
+        let behind = last.and_then(|last| {
+            let neighbour = *self.pages.get(last)? as usize + 1 == page.index();
+            let frame = *self.frame.get(last)? as usize + 1;
+            let there = match frame.cmp(&(self.frames as usize)) {
+                Ordering::Less => self.used.get(frame).is_some_and(fits),
+                Ordering::Equal => frame < STRIPE,
+                Ordering::Greater => false,
+            };
+            (neighbour && there).then_some(frame)
+        });
+        let first = || self.used.iter().take(self.frames as usize).position(fits);
+        let frame = behind.or_else(first).unwrap_or(self.frames as usize);
         let (Some(used), Some(slot), Some(of)) = (
             self.used.get_mut(frame),
             self.pages.get_mut(self.count as usize),
@@ -112,7 +129,7 @@ impl Plan {
         ) else {
             return;
         };
-        if fits.is_none() {
+        if frame == self.frames as usize {
             *used = [0; 4];
             self.frames += 1;
         }
@@ -131,70 +148,98 @@ impl Plan {
     }
 }
 
-impl Mesh {
-    /// Whether a slice has anything to do.
-    pub(crate) fn is_due(&mut self, epoch: u16, pages: u64) -> bool {
-        if self.most == 0 {
-            self.most = sys::max_map_count() / 8;
-            self.wait = WAIT;
+impl Shared {
+    fn link(&mut self, page: Page, frame: u16) {
+        let entry = page.entry();
+        entry.frame.set(frame);
+        entry.prev.set(0);
+        entry.next.set(self.first);
+        if self.first != 0 {
+            at(self.first).entry().prev.set(page.index() as u32 + 1);
         }
-        let rested = epoch.wrapping_sub(self.last) >= self.wait && pages >= PAGES_LEAST;
-        !self.refused && (self.running || rested)
+        self.first = page.index() as u32 + 1;
+        entry.set(MESHED, true);
     }
 
-    /// Whether what was touched in epoch `rested` for the last time is still to be looked at.
-    pub(crate) fn is_pending(&self, rested: u16, pages: u64) -> bool {
-        let looked = self.last.wrapping_sub(rested) < u16::MAX / 2 && self.last.wrapping_sub(rested) >= COLD;
-        !self.refused && pages >= PAGES_LEAST && !looked
-    }
-
-    /// A page leaves its segment.
-    pub(crate) fn leave(&mut self, page: Page, told: &Told) {
+    fn unlink(&mut self, page: Page) {
         let entry = page.entry();
         let (next, prev) = (entry.next.get(), entry.prev.get());
         if next != 0 {
             at(next).entry().prev.set(prev);
         }
-        let Some(segment) = self.segments.get_mut(entry.segment.get() as usize) else { return };
         if prev != 0 {
             at(prev).entry().next.set(next);
         } else {
-            segment.first = next;
+            self.first = next;
         }
-        segment.members -= 1;
-        told.meshed.sub(1);
         entry.set(MESHED, false);
-        if segment.members == 0 {
-            told.frames.sub(u64::from(segment.frames));
-            segment.frames = 0;
-        }
     }
 
-    /// A page joins a segment, next to the last one that did.
-    fn join(&mut self, segment: usize, frame: usize, page: Page, told: &Told) {
-        let Some(to) = self.segments.get_mut(segment) else { return };
-        let entry = page.entry();
-        entry.segment.set(segment as u16);
-        entry.frame.set(frame as u16);
-        entry.prev.set(0);
-        entry.next.set(to.first);
-        if to.first != 0 {
-            at(to.first).entry().prev.set(page.index() as u32 + 1);
-        }
-        to.first = page.index() as u32 + 1;
-        to.members += 1;
-        told.meshed.add(1);
-        entry.set(MESHED, true);
+    fn pages(&self) -> impl Iterator<Item = Page> {
+        let page = |n: u32| (n != 0).then(|| at(n));
+        core::iter::successors(page(self.first), move |p| page(p.entry().next.get()))
     }
 }
 
-/// Whether two pages hold the same bytes.
-fn same(a: Page, b: Page) -> bool {
-    // SAFETY: both pages are their heap's, which stands still, and mapped.
-    let [a, b] = [a, b].map(|page| unsafe {
-        core::slice::from_raw_parts(core::ptr::with_exposed_provenance::<u8>(page.address()), PAGE)
-    });
-    a == b
+impl Mesh {
+    /// Whether a slice has anything to do.
+    pub(crate) fn is_due(&mut self, epoch: u16, pages: u64) -> bool {
+        if self.most == 0 {
+            self.most = sys::max_map_count() / 2;
+            self.wait = WAIT;
+        }
+        let rested = epoch.wrapping_sub(self.last) >= self.wait && pages >= PAGES_LEAST;
+        self.running || rested
+    }
+
+    /// Whether what was touched in epoch `rested` for the last time is still to be looked at.
+    pub(crate) fn is_pending(&self, rested: u16, pages: u64) -> bool {
+        let since = self.last.wrapping_sub(rested);
+        pages >= PAGES_LEAST && !(COLD..u16::MAX / 2).contains(&since)
+    }
+
+    /// A page that holds nothing is ordinary memory again; false if the kernel refused that.
+    pub(crate) fn leave(&mut self, page: Page, told: &Told) -> bool {
+        let entry = page.entry();
+        let before = boundaries(page);
+        let mut shared = self.shared.lock();
+        let done = if entry.is(MESHED) {
+            shared.unlink(page);
+            told.meshed.sub(1);
+            let parted = shared.parted;
+            let left = if parted { frames::restore(page).map(|()| false) } else { shared.frames.leave(page, entry.frame.get()) };
+            told.frames.sub(u64::from(left == Ok(true)));
+            left.is_ok()
+        } else {
+            frames::restore(page).is_ok()
+        };
+        entry.set(ALIASED, false);
+        self.mappings = (self.mappings + boundaries(page)).saturating_sub(before);
+        done
+    }
+
+    /// Before a fork, in any thread: no page is shared, and no page changes until [`Mesh::forked`].
+    pub(crate) fn part(&self) {
+        self.shared.raw().lock();
+        // SAFETY: the lock is held, until `forked`.
+        let shared = unsafe { self.shared.assume_locked() };
+        // Without the file, pages are copied, which their owner must not be writing to meanwhile. Where he could, a child
+        // does not get them.
+        if shared.first == 0 || shared.parted || !(shared.frames.is_there() || super::alone()) {
+            return;
+        }
+        for page in shared.pages() {
+            // What the kernel refuses stays shared, and is not the child's.
+            let _ = shared.frames.part(page, page.entry().frame.get());
+        }
+        shared.frames.forget();
+        shared.parted = true;
+    }
+
+    /// After a fork.
+    pub(crate) fn lock(&self) -> &Lock {
+        self.shared.raw()
+    }
 }
 
 /// Whether nobody but the VM writes to a page's live slots.
@@ -228,84 +273,51 @@ impl Heap {
 
     fn mesh_step(&mut self) -> bool {
         if !self.mesh.running {
-            self.begin_round();
+            self.take_over_parted();
+            let mesh = &mut self.mesh;
+            (mesh.running, mesh.class, mesh.page) = (true, 1, 0);
+            (mesh.plan.count, mesh.plan.frames, mesh.plan.next) = (0, 0, 0);
         } else if self.mesh.plan.next < self.mesh.plan.frames {
-            self.carry_out();
-        } else if (self.mesh.segment as usize) < SEGMENTS {
-            self.examine();
-        } else if usize::from(self.mesh.class) <= usize::from(small_by_eight(SLOT_MOST)) {
+            if self.carry_out().is_err() {
+                // A file or mapping refused: there is no use in trying soon.
+                self.mesh.wait = WAIT_MOST;
+                self.end_round();
+            }
+        } else if self.mesh.class <= small_by_eight(SLOT_MOST) {
             self.search();
         } else {
+            self.mesh.wait = (self.mesh.wait / 2).max(WAIT);
             self.end_round();
-            return false;
-        }
-        if self.mesh.refused {
-            self.mesh.running = false;
         }
         self.mesh.running
     }
 
-    fn begin_round(&mut self) {
-        let mesh = &mut self.mesh;
-        (mesh.running, mesh.in_vain, mesh.lasting) = (true, false, false);
-        (mesh.segment, mesh.class, mesh.page) = (0, 1, 0);
-        (mesh.plan.count, mesh.plan.frames, mesh.plan.next) = (0, 0, 0);
-    }
-
     fn end_round(&mut self) {
-        let mesh = &mut self.mesh;
-        mesh.running = false;
-        mesh.last = self.epoch;
-        if mesh.in_vain {
-            mesh.wait = (mesh.wait * 2).min(WAIT_MOST);
-        } else if mesh.lasting {
-            mesh.wait = (mesh.wait / 2).max(WAIT);
-        }
+        (self.mesh.running, self.mesh.last) = (false, self.epoch);
     }
 
-    /// Looks at the next segment; gives it up if more than a quarter of its frames have come apart.
-    fn examine(&mut self) {
-        let used = |s: &Segment| s.members > 0;
-        let from = self.mesh.segment as usize;
-        let found = self.mesh.segments.iter().enumerate().skip(from).find(|(_, s)| used(s));
-        let Some((index, &segment)) = found else {
-            self.mesh.segment = SEGMENTS as u16;
-            return;
-        };
-        self.mesh.segment = index as u16 + 1;
-        let (mut apart, mut last_apart) = (0, None);
-        let mut page = segment.first;
-        while page != 0 {
-            let entry = at(page).entry();
-            let next = entry.next.get();
-            let frame = entry.frame.get();
-            let together = next == 0 || at(next).entry().frame.get() != frame || same(at(page), at(next));
-            if !together && last_apart != Some(frame) {
-                (apart, last_apart) = (apart + 1, Some(frame));
+    /// What a fork took apart are ordinary pages of their classes, to be meshed again later the more often it was so.
+    fn take_over_parted(&mut self) {
+        let mut page = {
+            let mut shared = self.mesh.shared.lock();
+            if !core::mem::take(&mut shared.parted) {
+                return;
             }
-            page = next;
-        }
-        let age = self.epoch.wrapping_sub(segment.born);
-        if apart * 4 > segment.frames {
-            self.mesh.in_vain |= age < YOUNG;
-            self.give_up(segment);
-        } else {
-            self.mesh.lasting |= age >= YOUNG;
-        }
-    }
-
-    /// Ends a segment: its pages are ordinary ones again, mapped from a file as they are.
-    fn give_up(&mut self, segment: Segment) {
-        self.told.unmeshed.add(u64::from(segment.members));
-        let mut page = segment.first;
+            core::mem::take(&mut shared.first)
+        };
         while page != 0 {
             let this = at(page);
             page = this.entry().next.get();
-            self.mesh.leave(this, &self.told);
+            self.mesh.mappings = (self.mesh.mappings + 2).saturating_sub(boundaries(this));
+            this.entry().set(MESHED, false);
             if let Some(class) = self.class_of(this) {
                 self.list(this, class);
             }
         }
+        self.told.parted.add(self.told.meshed.get());
+        self.told.meshed.set(0);
+        self.told.frames.set(0);
+        self.mesh.wait = (self.mesh.wait * 4).min(WAIT_MOST);
     }
 
     /// Collects candidates of the round's class, in the order of addresses, and fits them together.
@@ -345,71 +357,64 @@ impl Heap {
         is_the_vms(page, shape, live).then_some(live)
     }
 
-    /// Makes the plan's next frames, all in one segment.
-    fn carry_out(&mut self) {
-        let class = self.mesh.plan.class;
-        let Some(segment) = self.mesh.segments.iter().position(|s| s.members == 0) else {
-            self.mesh.plan.next = self.mesh.plan.frames;
-            return;
-        };
-        let first = self.mesh.plan.next;
-        let (mut last, mut pages) = (first, 0);
-        while last < self.mesh.plan.frames && pages < STEP_PAGES {
-            pages += self.mesh.plan.of_frame(last).count();
-            last += 1;
+    /// Makes the plan's next frames.
+    fn carry_out(&mut self) -> Result<(), Errno> {
+        self.mesh.shared.lock().frames.open()?;
+        let mut pages = 0;
+        while self.mesh.plan.next < self.mesh.plan.frames && pages < STEP_PAGES {
+            pages += self.make_frame(self.mesh.plan.next)?;
+            self.mesh.plan.next += 1;
         }
-        self.mesh.plan.next = last;
-        if self.mesh.aliased as usize + pages > self.mesh.most as usize {
-            return;
-        }
-        let Ok(mut filling) = Filling::new((last - first) as usize) else {
-            self.mesh.refused = true;
-            return;
-        };
-        let mut made = 0;
-        for frame in first..last {
-            made += u16::from(self.make_frame(&mut filling, segment, made, frame, class));
-        }
-        if let Some(segment) = self.mesh.segments.get_mut(segment) {
-            (segment.frames, segment.born) = (made, self.epoch);
-        }
-        self.told.frames.add(u64::from(made));
+        Ok(())
     }
 
-    /// Makes frame `planned` of the plan frame `made` of a segment; whether at least two pages share it.
-    fn make_frame(&mut self, filling: &mut Filling, segment: usize, made: u16, planned: u16, class: u8) -> bool {
+    /// Makes one frame of the plan; how many pages share it.
+    fn make_frame(&mut self, planned: u16) -> Result<usize, Errno> {
+        let class = self.mesh.plan.class;
         let shape = Class::of(class);
         let (mut used, mut pages, mut count) = ([0; 4], [0_u32; BATCH], 0);
         // Time may have gone by since the plan was made.
         for page in self.mesh.plan.of_frame(planned) {
             let Some(live) = self.candidate(page, class).filter(|live| !overlap(&used, live)) else { continue };
-            join(&mut used, &live);
             if let Some(slot) = pages.get_mut(count) {
+                join(&mut used, &live);
                 *slot = page.index() as u32;
                 count += 1;
             }
         }
-        if count < 2 {
-            return false;
+        if count < 2 || self.mesh.mappings as usize + 2 * count > self.mesh.most as usize {
+            return Ok(0);
         }
         let pages = || pages.iter().take(count).map(|page| Page::at(*page as usize));
         for page in pages() {
             for slot in slots(page.entry().live(shape)) {
-                filling.copy(made as usize, page, (slot * shape.size) as usize, shape.size as usize);
+                let (at, len) = ((slot * shape.size) as usize, shape.size as usize);
+                let Some(to) = self.mesh.bytes.get_mut(at..at + len) else { continue };
+                // SAFETY: a slot in use of a page of this heap, and nobody writes to it: the VM stands still.
+                to.copy_from_slice(unsafe {
+                    core::slice::from_raw_parts(core::ptr::with_exposed_provenance(page.address() + at), len)
+                });
             }
         }
+        let mut shared = self.mesh.shared.lock();
+        let frame = shared.frames.take(&self.mesh.bytes)?;
+        let mut sharing = 0;
         for page in pages() {
-            if filling.alias(page, made as usize).is_err() {
-                self.mesh.refused = true;
-                continue;
-            }
+            shared.frames.share(page, frame)?;
+            // Its links are in the list of its bucket until now.
+            drop(shared);
             self.unlist(page, class);
-            self.mesh.aliased += u32::from(!page.entry().is(ALIASED));
+            shared = self.mesh.shared.lock();
+            let before = boundaries(page);
+            shared.link(page, frame);
             page.entry().set(ALIASED, true);
-            self.mesh.join(segment, made as usize, page, &self.told);
+            self.mesh.mappings = (self.mesh.mappings + boundaries(page)).saturating_sub(before);
             page.entry().set_due(shape);
+            self.told.meshed.add(1);
+            sharing += 1;
         }
-        true
+        self.told.frames.add(1);
+        Ok(sharing)
     }
 }
 

@@ -5,16 +5,16 @@
 //! | [`heap`] | slots out of pages, for one owner |
 //! | [`entry`] | what is kept of each page |
 //! | [`mesh`] | pages that share a frame: which, and when |
-//! | [`segment`] | the same in the kernel |
+//! | [`frames`] | the same in the kernel, and before a fork |
 //! | [`writers`] | which memory is left alone, as others than the VM may write to it |
 //!
 //! Who calls: the VM's thread, through [`lua_alloc`]; and whoever knows that no thread runs the VM, through
 //! [`State`]'s methods.
 
 mod entry;
+mod frames;
 mod heap;
 mod mesh;
-mod segment;
 mod writers;
 
 pub(crate) use entry::{ENTRY_AT, Entry, LUA, raw_lock as raw_table_lock};
@@ -42,6 +42,16 @@ static LIST: Mutex<()> = Mutex::new(());
 /// The lock, for fork.
 pub(crate) fn raw_lock() -> &'static crate::lock::Lock {
     LIST.raw()
+}
+
+/// Before a fork, with the list locked: no page is shared, so that parent and child do not write to each other's.
+pub(crate) fn part() {
+    all().for_each(|state| state.mesh_part().part());
+}
+
+/// After a fork, with the list locked still: calls `f` with each lock that [`part`] took.
+pub(crate) fn after_fork(f: impl Fn(&crate::lock::Lock)) {
+    all().for_each(|state| f(state.mesh_part().lock()));
 }
 
 const BYTES: usize = size_of::<Heap>().next_multiple_of(crate::class::PAGE);
@@ -77,6 +87,12 @@ impl State {
     /// What to hand to `lua_newstate` beside [`lua_alloc`].
     pub fn data(self) -> *mut c_void {
         core::ptr::with_exposed_provenance_mut(self.0)
+    }
+
+    /// What a fork needs of a heap in the locked list.
+    fn mesh_part<'a>(self) -> &'a mesh::Mesh {
+        // SAFETY: with the list locked it is not closed; what is behind the lock is touched under it only.
+        unsafe { &(*core::ptr::with_exposed_provenance::<Heap>(self.0)).mesh }
     }
 
     /// # Safety
