@@ -91,7 +91,7 @@ fn send(socket: PathBuf, next: &AtomicU64, last: u64, step: u64, trouble: &Sende
         if k > last {
             return lost;
         }
-        if k % step == 0 {
+        if k.is_multiple_of(step) {
             trouble.send(()).unwrap();
         }
         let (what, answer) = expected(k);
