@@ -38,8 +38,6 @@ const STARVED_EVERY_MS: u64 = 20;
 const SLICE_US: u64 = 700;
 /// Bytes allocated since the last time below which nothing is done.
 const LEAST: u64 = 512 << 10;
-/// Cycles at a time, at most: the first may be one that LuaJIT had begun before the garbage was.
-const CYCLES: u8 = 3;
 /// lua_States looked at, at most; with more, nothing is run.
 const STATES_MOST: u32 = 20_000;
 
@@ -94,7 +92,8 @@ impl Layout {
     const PAUSE: usize = 108;
     /// ~LJ_TTHREAD
     const THREAD: u8 = 6;
-    /// GCSfinalize
+    /// GCSpause and GCSfinalize (lj_gc.h).
+    const BETWEEN: u8 = 0;
     const FINALIZE: u8 = 5;
 
     fn word(at: usize) -> *mut u64 {
@@ -335,16 +334,19 @@ unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> 
     let l = core::ptr::with_exposed_provenance_mut::<c_void>(notes.coroutine);
     // SAFETY: the caller's.
     let flow = unsafe { heap.told().flow.get() };
-    if notes.cycles == 0 && flow.wrapping_sub(notes.collected) < (total() / 2).max(LEAST) {
+    let new = flow.wrapping_sub(notes.collected) >= (total() / 2).max(LEAST);
+    if notes.cycles == 0 && !new {
         return None;
     }
     // SAFETY: the caller's, and the state is alive.
     if unsafe { (api.gc)(l, api::GC_ISRUNNING, 0) != 1 || !layout.nothing_runs(heap) } {
         return None;
     }
-    let before = total();
-    if notes.cycles == 0 {
-        (notes.cycles, notes.before, notes.last) = (1, before, before);
+    if new {
+        // A cycle that has begun, by LuaJIT or the last time, may have marked already what is garbage now: then one more.
+        // SAFETY: the offsets were found to be right.
+        let begun = unsafe { Layout::byte(layout.global + Layout::PHASE) } != Layout::BETWEEN;
+        (notes.cycles, notes.before, notes.collected) = (1 + u8::from(begun), total(), flow);
     }
     let began = lua::now_us();
     let until_us = began + SLICE_US;
@@ -367,17 +369,12 @@ unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> 
         Outcome::Finalizers => return Some(Next::Finalizer),
         Outcome::Cycle => {}
     }
-    let now = total();
-    let found_much = notes.last.saturating_sub(now) > notes.last / 16;
-    notes.last = now;
-    if found_much && notes.cycles < CYCLES {
-        notes.cycles += 1;
+    notes.cycles -= 1;
+    if notes.cycles > 0 {
         return Some(Next::More);
     }
     // SAFETY: the caller's.
-    unsafe { heap.tell_cycles(notes.cycles, notes.before.saturating_sub(now)) };
-    notes.cycles = 0;
-    notes.collected = flow;
+    unsafe { heap.tell_collected(notes.before.saturating_sub(total())) };
     Some(Next::More)
 }
 
@@ -396,7 +393,7 @@ pub(super) fn while_waiting(timeout: c_int, wait: impl Fn(c_int, Option<&Signals
         since => since,
     };
     PENDING_MS.store(since, Relaxed);
-    let starved = began.saturating_sub(since) > STARVED_MS;
+    let mut starved = began.saturating_sub(since) > STARVED_MS;
     let got = wait(left(if starved { 0 } else { QUIET_MS }), None);
     if got != 0 || (timeout >= 0 && left(u64::MAX) == 0) {
         return got;
@@ -420,6 +417,7 @@ pub(super) fn while_waiting(timeout: c_int, wait: impl Fn(c_int, Option<&Signals
                 if got != 0 {
                     break got;
                 }
+                starved = false;
             }
             Next::More | Next::Finalizer => {}
             Next::In(ms) => {

@@ -36,6 +36,7 @@ fn is_set(name: &CStr, value: &CStr) -> bool {
 static CONSTRUCTOR: extern "C" fn() = constructor;
 
 extern "C" fn constructor() {
+    say::prepare();
     collect::prepare();
     hook::prepare();
 }

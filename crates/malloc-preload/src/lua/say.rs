@@ -2,6 +2,7 @@
 
 use core::ffi::{c_int, c_void};
 use core::fmt::Write as _;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use ebbtide_malloc::{COUNT, lua};
 
 unsafe extern "C" {
@@ -60,8 +61,16 @@ impl core::fmt::Display for Mib {
 #[unsafe(link_section = ".fini_array")]
 static DESTRUCTOR: extern "C" fn() = summary;
 
+/// Whether it is asked for: found out at the beginning, since a program may clear its environment, as nginx does.
+static ASKED: AtomicBool = AtomicBool::new(false);
+
+/// In the constructor.
+pub(super) fn prepare() {
+    ASKED.store(super::is_set(c"EBBTIDE_SUMMARY", c"1"), Relaxed);
+}
+
 extern "C" fn summary() {
-    if !super::is_set(c"EBBTIDE_SUMMARY", c"1") {
+    if !ASKED.load(Relaxed) {
         return;
     }
     const PAGE: u64 = 4096;

@@ -89,12 +89,10 @@ pub struct Notes {
     pub coroutine: usize,
     /// The state's layout is not one that is known.
     pub unknown: bool,
-    /// The cycle of the collector that is being run; 0 for none.
+    /// Cycles of the collector that are still to be run to the end.
     pub cycles: u8,
-    /// Bytes that the state had before the first of these, and after the last.
+    /// Bytes that the state had before the first of these.
     pub before: u64,
-    /// See [`Notes::before`].
-    pub last: u64,
     /// [`Told::flow`] when the last of these ended.
     pub collected: u64,
     /// The same when the heap was tidied.

@@ -163,14 +163,14 @@ impl State {
         longest.set(longest.get().max(us));
     }
 
-    /// Tells of cycles of the collector, and by how much they made the state smaller.
+    /// Tells by how much a cycle of the collector made the state smaller.
     ///
     /// # Safety
     /// As for [`State::notes`].
-    pub unsafe fn tell_cycles(self, cycles: u8, bytes: u64) {
+    pub unsafe fn tell_collected(self, bytes: u64) {
         // SAFETY: the caller's.
         let told = unsafe { self.told() };
-        told.cycles.add(u64::from(cycles));
+        told.cycles.add(1);
         told.collected.add(bytes);
     }
 
