@@ -120,6 +120,8 @@ pub struct Heap {
     ops: u32,
     /// The first block, if it is large: the state itself, freed last. 0 if not.
     whole: usize,
+    /// What [`super::PRESSED`] was when last looked at.
+    pressed: u32,
     next_look_ms: u64,
     next_epoch_ms: u64,
     pub(crate) mesh: Mesh,
@@ -484,11 +486,22 @@ impl Heap {
 
     /// Says what time it is; whether there is anything to mesh.
     pub(crate) fn pass_time(&mut self, now_ms: u64) -> bool {
+        let pressed = super::PRESSED.load(Relaxed);
+        if pressed != self.pressed {
+            self.pressed = pressed;
+            self.age();
+        }
         if now_ms >= self.next_epoch_ms {
             self.epoch = self.epoch.wrapping_add(1);
             self.next_epoch_ms = now_ms + super::EPOCH_MS;
         }
         self.mesh.is_due(self.epoch, self.told.pages.get())
+    }
+
+    /// As if many epochs had gone by.
+    pub(crate) fn age(&mut self) {
+        self.epoch = self.epoch.wrapping_add(super::mesh::COLD);
+        self.mesh.hurry(self.epoch);
     }
 
     /// The program rests: no class keeps slots in its hand, no empty page is kept.

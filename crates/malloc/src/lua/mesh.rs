@@ -23,7 +23,7 @@ use core::cmp::Ordering;
 /// The largest slots that are meshed: with fewer than sixteen to a page, pages rarely fit.
 const SLOT_MOST: usize = 256;
 /// Epochs without a slot allocated or freed after which a page is cold: twenty seconds at least.
-const COLD: u16 = 5;
+pub(crate) const COLD: u16 = 5;
 /// Epochs between rounds: as a rule, and at most, where forks take apart what was meshed.
 const WAIT: u16 = 1;
 const WAIT_MOST: u16 = 64;
@@ -190,6 +190,12 @@ impl Mesh {
         }
         let rested = epoch.wrapping_sub(self.last) >= self.wait && pages >= PAGES_LEAST;
         self.running || rested
+    }
+
+    /// A new round is due.
+    pub(crate) fn hurry(&mut self, epoch: u16) {
+        self.running = false;
+        (self.wait, self.last) = (WAIT, epoch.wrapping_sub(WAIT));
     }
 
     /// Whether what was touched in epoch `rested` for the last time is still to be looked at.

@@ -27,7 +27,7 @@ use crate::pages::{PAGED, pages};
 use crate::stats::COUNT;
 use crate::sys;
 use core::ffi::c_void;
-use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 
 /// Milliseconds of an epoch, by which pages age.
 const EPOCH_MS: u64 = 5000;
@@ -52,6 +52,14 @@ pub(crate) fn part() {
 /// After a fork, with the list locked still: calls `f` with each lock that [`part`] took.
 pub(crate) fn after_fork(f: impl Fn(&crate::lock::Lock)) {
     all().for_each(|state| f(state.mesh_part().lock()));
+}
+
+/// Turns of the purge that found memory short: each heap that sees the number changed takes everything as cold.
+static PRESSED: AtomicU32 = AtomicU32::new(0);
+
+/// Memory is short.
+pub(crate) fn press() {
+    PRESSED.fetch_add(1, Relaxed);
 }
 
 const BYTES: usize = size_of::<Heap>().next_multiple_of(crate::class::PAGE);
@@ -211,6 +219,15 @@ impl State {
             // SAFETY: the caller's.
             unsafe { self.close() };
         }
+    }
+
+    /// As if nothing had been touched for long: all that is sparse may be meshed at once.
+    ///
+    /// # Safety
+    /// As for [`State::notes`].
+    pub unsafe fn age(self) {
+        // SAFETY: the caller's.
+        unsafe { self.heap() }.age();
     }
 
     /// Calls `f` with the address of every block of the class that blocks of `size` bytes have, until it says false;
