@@ -117,6 +117,30 @@ static void run(struct job *j) {
     if (o.idle) wait_idle();
 }
 
+// A thread of C that writes into memory that Lua gave it (scribble.lua, by FFI): a number that counts up, to every word.
+static struct { uint64_t *words[4096]; _Atomic int count, stop; pthread_t thread; uint64_t last; } c;
+
+static void *write_on(void *unused) {
+    for (; !c.stop; nanosleep(&(struct timespec){0, 200000}, 0)) {
+        c.last++;
+        for (int i = 0; i < c.count; i++) *(volatile uint64_t *)c.words[i] = c.last;
+    }
+    return unused;
+}
+
+void scribble(uint64_t *word) {
+    if (c.count == sizeof c.words / sizeof *c.words) fail("scribble", "too many words");
+    c.words[c.count] = word;
+    if (!c.count++ && pthread_create(&c.thread, 0, write_on, 0)) fail("pthread_create", strerror(errno));
+}
+
+// Ends it; what it wrote last.
+uint64_t scribbled(void) {
+    c.stop = 1;
+    pthread_join(c.thread, 0);
+    return c.last;
+}
+
 struct step { void (*f)(struct job *); struct job *job; };
 static void *step(void *arg) { struct step *s = arg; s->f(s->job); return 0; }
 
