@@ -48,10 +48,10 @@ const WAYS: [(&str, &str); 4] = [("0", "100"), ("1", "2"), ("2", "20"), ("0", "1
 
 /// How the server runs random programs, and their operations.
 const SERVERS: [(&[&str], &str); 6] = [
-    (&[], "20000"),
-    (&["-t", "3"], "6000"),
-    (&["-m", "-r", "3"], "6000"),
-    (&["-i", "30", "-r", "4"], "5000"),
+    (&[], "12000"),
+    (&["-t", "3"], "4000"),
+    (&["-m", "-r", "3"], "4000"),
+    (&["-i", "30", "-r", "4"], "2600"),
     (&["-n", "30", "-k", "7"], "600"),
     (&["-t", "2", "-n", "3", "-m", "-i", "5", "-r", "2"], "1500"),
 ];
@@ -89,7 +89,7 @@ fn states_come_and_go_by_the_thousand() {
 #[test]
 fn memory_that_is_not_to_be_had_is_an_error_of_lua() {
     let Some(host) = Host::build() else { return };
-    for (n, mib) in ["1", "5", "20", "50"].into_iter().enumerate() {
+    for (n, mib) in ["1", "6", "30"].into_iter().enumerate() {
         let (check, delay) = WAYS[n];
         let said = succeed(&mut host.ours(&["-s", mib, "-r", "4"], "starve.lua", &[mib], check, delay));
         let runs: Vec<&str> = said.lines().collect();
