@@ -11,8 +11,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use support::{library, succeed};
 
-/// The server of `lua/host.c`, and where it is kept.
-struct Host(#[expect(dead_code, reason = "holds the directory")] tempfile::TempDir, PathBuf);
+/// The server of `lua/host.c`.
+struct Host {
+    program: PathBuf,
+    _dir: tempfile::TempDir,
+}
 
 impl Host {
     /// Compiles it; `None`, said aloud, where LuaJIT or a compiler is missing.
@@ -22,13 +25,13 @@ impl Host {
             println!("skipped: LuaJIT: libluajit2-5.1-2 is not installed");
             return None;
         }
-        let (dir, program) = support::compile("../lua/host.c", &flags)?;
-        Some(Host(dir, program))
+        let (_dir, program) = support::compile("../lua/host.c", &flags)?;
+        Some(Host { program, _dir })
     }
 
     /// Runs a Lua program of `lua/`: options of the server, then its arguments.
     fn command(&self, options: &[&str], program: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.1);
+        let mut command = Command::new(&self.program);
         command.args(options).arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lua").join(program));
         command.args(args);
         command
@@ -122,7 +125,7 @@ fn an_address_space_limited_from_the_start_will_do() {
     let plain = succeed(&mut host.command(&["-r", "2"], "fuzz.lua", &["99", "8000"]));
     for mib in [120, 300] {
         let mut limited = Command::new("prlimit");
-        limited.arg(format!("--as={}", mib << 20)).arg(&host.1);
+        limited.arg(format!("--as={}", mib << 20)).arg(&host.program);
         let inner = host.command(&["-r", "2"], "fuzz.lua", &["99", "8000"]);
         limited.args(inner.get_args()).env("LD_PRELOAD", library());
         assert_eq!(plain, succeed(&mut limited), "within {mib} MiB");

@@ -178,6 +178,7 @@ impl Idle {
             http: lua_path(),
             server: ["litter", "report", "inside", "suspended", "raise", "stop"].map(location).concat(),
             init_worker: format!("require('idle').begin('{}')", fifo.display()),
+            ..Plan::default()
         };
         let nginx = Nginx::serve(&plan, |command| {
             under_ours(command);
