@@ -54,12 +54,13 @@ fn seconds() -> u64 {
 const WAYS: [(&str, &str); 4] = [("0", "100"), ("1", "2"), ("2", "20"), ("0", "1")];
 
 /// How the server runs random programs, and their operations.
-const SERVERS: [(&[&str], &str); 6] = [
+const SERVERS: [(&[&str], &str); 7] = [
     (&[], "12000"),
     (&["-t", "3"], "4000"),
     (&["-m", "-r", "3"], "4000"),
     (&["-i", "30", "-r", "4"], "2600"),
     (&["-n", "30", "-k", "7"], "600"),
+    (&["-o"], "6000"),
     (&["-t", "2", "-n", "3", "-m", "-i", "5", "-r", "2"], "1500"),
 ];
 
@@ -68,8 +69,9 @@ fn random_programs_say_the_same() {
     let Some(host) = Host::build() else { return };
     let seconds = seconds();
     let (start, mut seed) = (Instant::now(), 1);
-    while seed <= 12 || start.elapsed() < Duration::from_secs(seconds) {
-        let ((options, operations), (check, delay)) = (SERVERS[seed % 6], WAYS[seed / 6 % 4]);
+    while seed <= 14 || start.elapsed() < Duration::from_secs(seconds) {
+        let ((options, operations), (check, delay)) =
+            (SERVERS[seed % SERVERS.len()], WAYS[seed / SERVERS.len() % WAYS.len()]);
         let args = [&*seed.to_string(), operations];
         let plain = succeed(&mut host.command(options, "fuzz.lua", &args));
         let mut command = host.ours(options, "fuzz.lua", &args, check, delay);
@@ -105,6 +107,26 @@ fn memory_that_is_not_to_be_had_is_an_error_of_lua() {
             assert!(["starved", "not enough memory"].contains(&pair[1]), "{said}");
         }
         assert!(runs.len() == 5 && runs.last().unwrap().starts_with("notes "), "{said}");
+    }
+}
+
+/// Debian's command is linked with its own copy of LuaJIT.
+#[test]
+fn a_luajit_inside_the_program_is_left_alone() {
+    if !support::have("luajit") {
+        return;
+    }
+    let file = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lua").join(name);
+    let luajit = |command: &mut Command| {
+        command.arg(file("standalone.lua")).arg(file("fuzz.lua")).args(["5", "4000"]).output().unwrap()
+    };
+    let plain = luajit(&mut Command::new("luajit"));
+    let ours = luajit(&mut support::under("luajit"));
+    assert!(plain.status.success() && ours.status.success(), "{}", support::text(&ours));
+    assert_eq!(plain.stdout, ours.stdout);
+    if support::defines("luaL_newstate") {
+        let said = String::from_utf8_lossy(&ours.stderr);
+        assert!(said.starts_with("ebbtide: ") && said.lines().count() == 1, "{said:?} does not say it once");
     }
 }
 
