@@ -18,7 +18,8 @@ const LEFT: f64 = 60.0;
 const TOP: f64 = 40.0;
 const RIGHT: f64 = 130.0;
 const BOTTOM: f64 = 40.0;
-const COLOURS: [&str; 6] = ["#7f7f7f", "#d62728", "#ff7f0e", "#2ca02c", "#9467bd", "#0057b7"];
+const COLOURS: [&str; 5] = ["#7f7f7f", "#d62728", "#ff7f0e", "#2ca02c", "#9467bd"];
+const LAST: &str = "#0057b7";
 
 /// The picture of one bench.
 pub(crate) fn svg(title: &str, curves: &[Curve<'_>], live: &[Point]) -> String {
@@ -57,8 +58,9 @@ pub(crate) fn svg(title: &str, curves: &[Curve<'_>], live: &[Point]) -> String {
         );
     }
     for (i, curve) in curves.iter().enumerate() {
-        let colour = COLOURS.get(i % COLOURS.len()).unwrap_or(&"black");
-        let width = if i + 1 == curves.len() { 2.5 } else { 1.3 };
+        let last = i + 1 == curves.len();
+        let colour = COLOURS.get(i % COLOURS.len()).filter(|_| !last).unwrap_or(&LAST);
+        let width = if last { 2.5 } else { 1.3 };
         let points = line(&curve.points);
         let _ = writeln!(
             out,

@@ -178,6 +178,7 @@ impl Idle {
             http: lua_path(),
             server: ["litter", "report", "inside", "suspended", "raise", "stop"].map(location).concat(),
             init_worker: format!("require('idle').begin('{}')", fifo.display()),
+            ..Plan::default()
         };
         let nginx = Nginx::serve(&plan, |command| {
             under_ours(command);
@@ -215,19 +216,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Longer than a collection takes to begin, as the tests beside see it.
 const SILENCE: Duration = Duration::from_secs(4);
 
-/// Whether the library takes part in waiting for events at all.
-fn collects() -> bool {
-    let symbols = succeed(Command::new("nm").args(["-D", "--defined-only"]).arg(library()));
-    let there = symbols.contains(" epoll_wait");
-    if !there {
-        println!("skipped: the library has no part in epoll_wait");
-    }
-    there
-}
-
 #[test]
 fn garbage_is_collected_while_a_worker_waits_and_never_under_lua() {
-    if !collects() {
+    if !support::defines("epoll_wait") {
         return;
     }
     let Some(idle) = Idle::start(|_| ()) else { return };
@@ -258,7 +249,7 @@ fn a_careless_collector_is_noticed() {
 
 #[test]
 fn an_error_in_a_finaliser_ends_there() {
-    if !collects() {
+    if !support::defines("epoll_wait") {
         return;
     }
     let Some(idle) = Idle::start(|_| ()) else { return };

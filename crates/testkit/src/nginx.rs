@@ -18,7 +18,7 @@ const MODULES: &str = "/usr/lib/nginx/modules";
 #[derive(Debug)]
 pub struct Nginx {
     child: Child,
-    port: u16,
+    port: Option<u16>,
     dir: tempfile::TempDir,
 }
 
@@ -33,6 +33,8 @@ pub struct Plan {
     pub server: String,
     /// Lua code that each worker begins with.
     pub init_worker: String,
+    /// Also listen on a port of 127.0.0.1, for clients that know no sockets in files.
+    pub tcp: bool,
 }
 
 impl Nginx {
@@ -54,7 +56,7 @@ impl Nginx {
             return None;
         }
         let dir = tempfile::tempdir().expect("nginx");
-        let port = free_port();
+        let port = plan.tcp.then(free_port);
         std::fs::write(dir.path().join("nginx.conf"), config(plan, dir.path(), port)).expect("nginx");
         let mut command = Command::new("setpriv");
         // It ends with this test: it does not read the standard input whose end would tell it. TERM, as a killed master
@@ -113,8 +115,8 @@ impl Nginx {
         self.dir.path().join("socket")
     }
 
-    /// Its port on 127.0.0.1, for clients that know no sockets in files.
-    pub fn port(&self) -> u16 {
+    /// Its port, where one was planned.
+    pub fn port(&self) -> Option<u16> {
         self.port
     }
 
@@ -149,7 +151,7 @@ fn free_port() -> u16 {
     listener.local_addr().expect("a free port").port()
 }
 
-fn config(plan: &Plan, dir: &Path, port: u16) -> String {
+fn config(plan: &Plan, dir: &Path, port: Option<u16>) -> String {
     let path = dir.display();
     let processes = match plan.workers {
         0 => "master_process off;".to_owned(),
@@ -158,6 +160,7 @@ fn config(plan: &Plan, dir: &Path, port: u16) -> String {
         n => format!("worker_processes {n};"),
     };
     let Plan { http, server, init_worker, .. } = plan;
+    let tcp = port.map(|port| format!("listen 127.0.0.1:{port};")).unwrap_or_default();
     format!(
         "daemon off; {processes} pid {path}/pid; error_log {path}/error.log warn;
         load_module {MODULES}/ndk_http_module.so; load_module {MODULES}/ngx_http_lua_module.so;
@@ -172,7 +175,7 @@ fn config(plan: &Plan, dir: &Path, port: u16) -> String {
                 io.stdout:write('@ready ', ngx.worker.pid(), '\\n') io.stdout:flush()
             }}
             server {{
-                listen unix:{path}/socket; listen 127.0.0.1:{port};
+                listen unix:{path}/socket; {tcp}
                 {server}
             }}
         }}"

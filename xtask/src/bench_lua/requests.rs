@@ -84,6 +84,7 @@ fn start(contender: &Contender) -> Result<Nginx> {
     let plan = Plan {
         workers: 1,
         http: format!("lua_package_path '{}/?.lua;/usr/share/lua/5.1/?.lua;;';", sources().display()),
+        tcp: true,
         server: HANDLERS.into_iter().chain(["codec"]).map(location).collect(),
         ..Plan::default()
     };
@@ -106,7 +107,8 @@ fn wrk(server: &Nginx, handler: &str, seconds: u64, connections: u32) -> Result<
         &format!("-c{connections}"),
         &format!("-d{seconds}s"),
     ]);
-    command.arg(format!("http://127.0.0.1:{}/{handler}", server.port()));
+    let port = server.port().context("nginx has no port")?;
+    command.arg(format!("http://127.0.0.1:{port}/{handler}"));
     let said = text(&mut command)?;
     ensure!(!said.contains("Non-2xx") && !said.contains("Socket errors"), "{handler}: {said}");
     measured(&said).with_context(|| format!("wrk said {said}"))

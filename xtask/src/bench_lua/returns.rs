@@ -129,7 +129,8 @@ fn plan() -> Plan {
         "lua_shared_dict bench 8m; lua_package_path '{}/?.lua;/usr/share/lua/5.1/?.lua;;';",
         sources().display()
     );
-    Plan { workers: 1, http, server: server.concat(), init_worker: "require('shapes')".into() }
+    let init_worker = "require('shapes')".into();
+    Plan { workers: 1, http, server: server.concat(), init_worker, ..Plan::default() }
 }
 
 /// Sends the bursts, says when the last one is answered, and goes on with light traffic until it is over.

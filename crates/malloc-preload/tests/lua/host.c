@@ -10,6 +10,7 @@
 //   -n N    N states one after the other in each thread
 //   -k N    ... of which the N made last stay open
 //   -r N    runs of FILE in each state; with -n, results are added up instead of printed
+//   -o      states get an allocator of the host's own, over realloc and free
 //   -m      each state is made, used and closed by three different threads
 //   -s MIB  in every second run the address space may grow by MIB only; then errors must be "not enough memory"
 //   -i MS   after each run the thread waits that long in epoll_wait, as an event loop does
@@ -31,6 +32,7 @@
 
 typedef struct lua_State lua_State;
 lua_State *luaL_newstate(void);
+lua_State *lua_newstate(void *(*)(void *, void *, size_t, size_t), void *);
 void luaL_openlibs(lua_State *);
 int luaL_loadfile(lua_State *, const char *);
 int lua_pcall(lua_State *, int, int, int);
@@ -47,7 +49,7 @@ void lua_setfield(lua_State *, int, const char *);
 void lua_close(lua_State *);
 enum { GLOBALS = -10002, UPVALUE = -10003, STRING = 4 };
 
-static struct { int threads, states, kept, runs, move, starve, idle, cost, nargs; char **args; const char *file; } o =
+static struct { int threads, states, kept, runs, own, move, starve, idle, cost, nargs; char **args; const char *file; } o =
     {.threads = 1, .states = 1, .runs = 1};
 
 struct job { int thread, run; lua_State *state; FILE *out; char *text; size_t length; uint64_t sum, notes; };
@@ -59,8 +61,15 @@ static int note(lua_State *state) {
     return 0;
 }
 
+static void *own(void *data, void *block, size_t old_size, size_t size) {
+    (void)data, (void)old_size;
+    if (size) return realloc(block, size);
+    free(block);
+    return 0;
+}
+
 static void make(struct job *j) {
-    j->state = luaL_newstate();
+    j->state = o.own ? lua_newstate(own, 0) : luaL_newstate();
     if (!j->state) fail("luaL_newstate", "no state");
     luaL_openlibs(j->state);
     lua_pushlightuserdata(j->state, &j->notes);
@@ -117,6 +126,30 @@ static void run(struct job *j) {
     if (o.idle) wait_idle();
 }
 
+// A thread of C that writes into memory that Lua gave it (scribble.lua, by FFI): a number that counts up, to every word.
+static struct { uint64_t *words[4096]; _Atomic int count, stop; pthread_t thread; uint64_t last; } c;
+
+static void *write_on(void *unused) {
+    for (; !c.stop; nanosleep(&(struct timespec){0, 200000}, 0)) {
+        c.last++;
+        for (int i = 0; i < c.count; i++) *(volatile uint64_t *)c.words[i] = c.last;
+    }
+    return unused;
+}
+
+void scribble(uint64_t *word) {
+    if (c.count == sizeof c.words / sizeof *c.words) fail("scribble", "too many words");
+    c.words[c.count] = word;
+    if (!c.count++ && pthread_create(&c.thread, 0, write_on, 0)) fail("pthread_create", strerror(errno));
+}
+
+// Ends it; what it wrote last.
+uint64_t scribbled(void) {
+    c.stop = 1;
+    pthread_join(c.thread, 0);
+    return c.last;
+}
+
 struct step { void (*f)(struct job *); struct job *job; };
 static void *step(void *arg) { struct step *s = arg; s->f(s->job); return 0; }
 
@@ -160,13 +193,14 @@ static void *work(void *arg) {
 }
 
 int main(int argc, char **argv) {
-    for (int c; (c = getopt(argc, argv, "+t:n:k:r:ms:i:c")) != -1;) {
+    for (int c; (c = getopt(argc, argv, "+t:n:k:r:oms:i:c")) != -1;) {
         int n = optarg ? atoi(optarg) : 1;
         switch (c) {
         case 't': o.threads = n; break;
         case 'n': o.states = n; break;
         case 'k': o.kept = n; break;
         case 'r': o.runs = n; break;
+        case 'o': o.own = 1; break;
         case 'm': o.move = 1; break;
         case 's': o.starve = n; break;
         case 'i': o.idle = n; break;

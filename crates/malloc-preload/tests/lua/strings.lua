@@ -113,8 +113,9 @@ function coded.change(c)
     c.b:commit(n)
     c.fed = c.fed + n
   elseif what == 4 then
-    c.b:skip(10000)
-    c.taken = c.fed
+    local n = math.min(random(10000), #c.b)
+    c.b:skip(n)
+    c.taken = c.taken + n
   elseif what == 5 then
     c.b:reset()
     c.taken = c.fed
