@@ -229,9 +229,10 @@ pub struct Block {
 /// How to read Lua heaps from outside.
 ///
 /// Such a heap is a [`Told`](crate::lua::Told), and bins behind it. A page that belongs to one has
-/// [`LuaTables::class`] added to its class byte, and an entry in a table of its own, mapped for chunks that have or had
-/// such pages: 32 bytes of the bits of free slots, and further on the number of its owner. A bin has in its first words
-/// the bits of slots that are free, too, in the hand of the heap, and the address of the slot of the lowest bit.
+/// [`LuaTables::class`] added to its class byte, or, if it is empty and kept for later, that alone; and an entry in a
+/// table of its own, mapped for chunks that have or had such pages: 32 bytes of the bits of free slots. A bin has in its
+/// first words the bits of slots that are free, too, in the hand of the heap, and the address of the slot of the lowest
+/// bit. A page that shares its frame with others is mapped from a file in memory.
 #[derive(Debug)]
 #[repr(C)]
 pub struct LuaTables {
@@ -241,8 +242,8 @@ pub struct LuaTables {
     pub entry_bytes: u32,
     /// Where the entries are, from the range's address.
     pub entry_at: u64,
-    /// In an entry, a byte of flags: 4 says that the page shares its frame with others.
-    pub flags_at: u64,
+    /// Bytes of a heap.
+    pub heap_bytes: u64,
     /// Where in a heap the bins are, one for each class.
     pub bins_at: u64,
     /// Bytes of a bin.
@@ -309,7 +310,7 @@ pub static COUNT: Block = Block {
         class: lua::LUA as u32,
         entry_bytes: size_of::<lua::Entry>() as u32,
         entry_at: lua::ENTRY_AT as u64,
-        flags_at: core::mem::offset_of!(lua::Entry, flags) as u64,
+        heap_bytes: size_of::<lua::Heap>() as u64,
         bins_at: lua::BINS_AT as u64,
         bin_bytes: size_of::<lua::Bin>() as u64,
     },

@@ -6,7 +6,7 @@
 //!
 //! Invariants: every page of the heap has the class byte [`LUA`] and its class, and this heap's number as its owner. A
 //! page is one of: its class's current one; listed in the bucket of its count; meshed; full, in
-//! no list; spare, with class byte 0. Blocks above [`TABLE_MAX`] bytes are the general malloc's.
+//! no list; empty and kept for later, with class 0. Blocks above [`TABLE_MAX`] bytes are the general malloc's.
 
 use super::entry::{self, ALIASED, CURRENT, LISTED, LUA, slots};
 use super::mesh::Mesh;
@@ -235,7 +235,9 @@ impl Heap {
             if self.nspare > 0 || self.told.pages.get() < LARGE_HEAP {
                 return None;
             }
-            bin.next = pages().run(NEIGHBOURS, 1)?.page.index() as u32;
+            let first = pages().run(NEIGHBOURS, 1)?.page;
+            (0..NEIGHBOURS).for_each(|i| first.plus(i).class().store(LUA, Relaxed));
+            bin.next = first.index() as u32;
             bin.left = NEIGHBOURS as u8;
             self.told.pages.add(NEIGHBOURS as u64);
         }
@@ -249,6 +251,7 @@ impl Heap {
             // More at a time the larger the heap is.
             let want = (self.told.pages.get() as usize / 8).clamp(1, SPARE / 2);
             let got = pages().spans(1, self.spare.get_mut(..want)?);
+            self.spare.iter().take(got).for_each(|page| Page::at(*page as usize).class().store(LUA, Relaxed));
             self.nspare = got as u16;
             self.told.pages.add(got as u64);
             // The lowest comes out first.
@@ -314,7 +317,7 @@ impl Heap {
 
     /// A page that holds nothing leaves its class.
     fn release(&mut self, page: Page) {
-        page.class().store(0, Relaxed);
+        page.class().store(LUA, Relaxed);
         // If it cannot be made ordinary memory, nobody may have it.
         if page.entry().is(ALIASED) && !self.mesh.leave(page, &self.told) {
             return;
@@ -332,8 +335,9 @@ impl Heap {
     fn give(&mut self, count: usize) {
         let count = count.min(self.nspare as usize);
         let mut heap = pages();
-        for &page in self.spare.iter().take(count) {
-            heap.give(Page::at(page as usize), 1, false);
+        for page in self.spare.iter().take(count).map(|page| Page::at(*page as usize)) {
+            page.class().store(0, Relaxed);
+            heap.give(page, 1, false);
         }
         drop(heap);
         self.spare.copy_within(count..self.nspare as usize, 0);
@@ -466,6 +470,9 @@ impl Heap {
 
     #[cold]
     fn look_at_the_clock(&mut self) {
+        if check::is_asked() {
+            self.verify();
+        }
         let now = sys::now_ms();
         if now >= self.next_look_ms {
             // While the program works, at most half a hundredth of a processor.
@@ -506,10 +513,15 @@ impl Heap {
 
     /// The program rests: no class keeps slots in its hand, no empty page is kept.
     pub(crate) fn settle(&mut self) {
+        if check::is_asked() {
+            self.verify();
+        }
         for class in 1..CLASSES as u8 {
             let bin = &mut self.bins[class as usize % BINS];
             if bin.left > 0 {
-                pages().give(Page::at(bin.next as usize), bin.left.into(), false);
+                let first = Page::at(bin.next as usize);
+                (0..bin.left.into()).for_each(|i| first.plus(i).class().store(0, Relaxed));
+                pages().give(first, bin.left.into(), false);
                 self.told.pages.sub(bin.left.into());
                 bin.left = 0;
             }
@@ -575,18 +587,18 @@ impl Heap {
 
     /// The class of a page of this heap.
     pub(crate) fn class_of(&self, page: Page) -> Option<u8> {
-        let class = page.class().load(Relaxed);
-        let mine = class & !(LUA - 1) == LUA && page.entry().owner.get() == self.id;
-        mine.then_some(class - LUA)
+        let class = page.class().load(Relaxed).wrapping_sub(LUA);
+        let mine = (1..LUA).contains(&class) && page.entry().owner.get() == self.id;
+        mine.then_some(class)
     }
 }
 
-/// The page and class of an address in a slot of a Lua heap.
+/// The page and class of an address in a slot of a Lua heap; class 0 if the page holds nothing.
 #[inline(always)]
 fn owned(addr: usize) -> Option<(Page, u8)> {
     let page = Page::of(addr)?;
-    let class = page.class().load(Relaxed);
-    (class & !(LUA - 1) == LUA).then_some((page, class - LUA))
+    let class = page.class().load(Relaxed).wrapping_sub(LUA);
+    (class < LUA).then_some((page, class))
 }
 
 #[cold]

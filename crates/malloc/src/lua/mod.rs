@@ -6,6 +6,7 @@
 //! | [`entry`] | what is kept of each page |
 //! | [`mesh`] | pages that share a frame: which, and when |
 //! | [`frames`] | the same in the kernel, and before a fork |
+//! | [`verify`] | what must hold, if asked to check |
 //! | [`writers`] | which memory is left alone, as others than the VM may write to it |
 //!
 //! Who calls: the VM's thread, through [`lua_alloc`]; and whoever knows that no thread runs the VM, through
@@ -15,6 +16,7 @@ mod entry;
 mod frames;
 mod heap;
 mod mesh;
+mod verify;
 mod writers;
 
 pub(crate) use entry::{ENTRY_AT, Entry, LUA, raw_lock as raw_table_lock};
