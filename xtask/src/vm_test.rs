@@ -6,6 +6,7 @@ pub(crate) mod fork;
 mod ledger;
 pub(crate) mod levers;
 mod malloc;
+mod pressure;
 
 use crate::vm::{Kernel, Output, Release, Vm};
 use crate::vm_command::size;
@@ -84,6 +85,10 @@ fn cases(args: &Args) -> Vec<Case> {
     let mut cases = vec![with_kernel("panic", Release::Bookworm, panic)];
     cases.push(with_kernel("fork", Release::Bookworm, fork::check));
     cases.push(with_kernel("malloc", Release::Bookworm, malloc::check));
+    // Before and after processes without privilege may have triggers, but not finer ones.
+    for release in [Release::Bullseye, Release::Bookworm] {
+        cases.push(with_kernel("pressure", release, pressure::check));
+    }
     for release in Release::ALL {
         cases.push(with_kernel("guest", release, guest));
         cases.push(with_kernel("levers", release, levers::check));

@@ -24,6 +24,8 @@ exec 9<>/dev/host
 
 finish() {
     printf '\036%s %d\n' "$(cat /vm/mark)" "$1" >/dev/ttyS1
+    # The host ends this machine as soon as it has read that, which a reboot on a busy host may cut off.
+    sleep 10
     reboot -f
 }
 
