@@ -10,6 +10,8 @@ use super::sources;
 use crate::plot::{self, Curve, Point};
 use crate::workspace::root;
 use anyhow::{Context, Result, bail, ensure};
+use ebbtide_observe::Root;
+use ebbtide_observe::process::Process;
 use ebbtide_testkit::{Nginx, Plan};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -99,14 +101,15 @@ fn watch(contender: &Contender, shape: &str, args: &Args, start: Instant) -> Res
     for _ in 0..10 {
         nginx.get("/light");
     }
-    let fresh = pss(worker)?;
+    let worker = Process::open(&Root::live()?, worker)?;
+    let fresh = pss(&worker)?;
     let mut course = Course { name: contender.name, fresh, samples: Vec::new(), quiet: 0.0, count: 0.0 };
     let (quiet, over) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let asker = scope.spawn(|| ask(&nginx, shape, args, &quiet, &over));
         // One who ended without a word has failed, and his panic is passed on.
         let failed = || asker.is_finished() && !quiet.load(Ordering::Relaxed);
-        let sampled = sample(worker, args, start, (&quiet, &failed), &mut course);
+        let sampled = sample(&worker, args, start, (&quiet, &failed), &mut course);
         // Whatever became of the samples, the one who asks must hear of it.
         over.store(true, Ordering::Relaxed);
         sampled
@@ -150,7 +153,7 @@ fn ask(nginx: &Nginx, shape: &str, args: &Args, quiet: &AtomicBool, over: &Atomi
 }
 
 fn sample(
-    worker: u32,
+    worker: &Process,
     args: &Args,
     start: Instant,
     (quiet, failed): (&AtomicBool, &dyn Fn() -> bool),
@@ -173,13 +176,8 @@ fn sample(
     }
 }
 
-/// A process's PSS in bytes.
-fn pss(pid: u32) -> Result<u64> {
-    let path = format!("/proc/{pid}/smaps_rollup");
-    let rollup = std::fs::read_to_string(&path).with_context(|| format!("{path}: the worker is gone"))?;
-    let line = rollup.lines().find_map(|l| l.strip_prefix("Pss:")).context("smaps_rollup has no Pss")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib << 10)
+fn pss(worker: &Process) -> Result<u64> {
+    Ok(worker.rollup().context("the worker's PSS")?.pss.0)
 }
 
 fn print(shape: &str, courses: &[Course]) {
