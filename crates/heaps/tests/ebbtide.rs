@@ -236,7 +236,8 @@ fn lua(parent: &mut Parent) {
 fn a_lua_heap_and_what_shares_frames_in_it() {
     let mut target = Child::start("lua", &[]);
     let said = target.said().to_owned();
-    let [live, meshed, frames] = said.split_whitespace().map(|n| n.parse().unwrap()).collect::<Vec<u64>>()[..]
+    let [live, meshed, frames] =
+        said.split_whitespace().map(|n| n.parse().unwrap()).collect::<Vec<u64>>()[..]
     else {
         panic!("{said}")
     };
@@ -245,7 +246,10 @@ fn a_lua_heap_and_what_shares_frames_in_it() {
     let heaps = ebbtide::find(&Live::new(&process, true).unwrap()).unwrap();
     let heap = &heaps[0];
     let shares = format!("share {frames} frames");
-    assert!(heap.notes.iter().any(|n| n.contains(&format!("{meshed} pages")) && n.contains(&shares)), "{heap:?}");
+    assert!(
+        heap.notes.iter().any(|n| n.contains(&format!("{meshed} pages")) && n.contains(&shares)),
+        "{heap:?}"
+    );
     assert_eq!((heap.corruptions.len(), heap.certainty.unresolved), (0, Bytes(0)), "{heap:?}");
     let class = heap.histogram.iter().find(|class| class.up_to >= Bytes(96)).unwrap();
     assert!(class.live >= Bytes(live) && class.live < Bytes(live + 20_000), "{live}, {class:?}");

@@ -19,7 +19,8 @@ pub(crate) fn register() {
 }
 
 fn locks() -> impl DoubleEndedIterator<Item = &'static Lock> {
-    let first = [lua::raw_lock(), lua::raw_table_lock(), purge::raw_lock(), heap::raw_lock(), kept::raw_lock()];
+    let first =
+        [lua::raw_lock(), lua::raw_table_lock(), purge::raw_lock(), heap::raw_lock(), kept::raw_lock()];
     first.into_iter().chain(bins::raw_locks()).chain([pages::raw_lock()])
 }
 

@@ -159,7 +159,7 @@ impl Model {
     fn sparse(&mut self, n: usize, each: usize, sizes: &[usize]) {
         let first = self.blocks.len();
         (0..n).for_each(|i| self.alloc(sizes[i % sizes.len()]));
-        for i in (first..self.blocks.len()).rev().filter(|i| i / sizes.len() % each != 0) {
+        for i in (first..self.blocks.len()).rev().filter(|i| !(i / sizes.len()).is_multiple_of(each)) {
             self.free(i);
         }
     }

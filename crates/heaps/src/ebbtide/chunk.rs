@@ -121,7 +121,9 @@ impl Entries {
                 if class == 0 {
                     return Ok((Part::Kept(range(1)), 1));
                 }
-                let free = self.lua_span(block, page, class).ok_or(Odd(at, "a page of a Lua heap that is not whole"))?;
+                let free = self
+                    .lua_span(block, page, class)
+                    .ok_or(Odd(at, "a page of a Lua heap that is not whole"))?;
                 Ok((Part::Span(Span { start: at, class, free, lua: true }), 1))
             }
             class => {

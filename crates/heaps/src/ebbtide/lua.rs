@@ -29,7 +29,9 @@ impl State {
     fn read(reader: &mut Reader<'_>, block: &Block, lua: &Lua, at: u64) -> Result<(State, u64), Fault> {
         let told = reader.array::<88>(at)?;
         let [next, state, pages, large, _, meshed, frames, _, _, cycles, collected] =
-            std::array::from_fn(|i| told.as_chunks::<8>().0.get(i).map_or(0, |word| u64::from_le_bytes(*word)));
+            std::array::from_fn(|i| {
+                told.as_chunks::<8>().0.get(i).map_or(0, |word| u64::from_le_bytes(*word))
+            });
         let mut in_hand = Vec::new();
         for (class, shape) in block.classes.iter().enumerate().skip(1) {
             let bin = at.saturating_add(lua.bins_at + class as u64 * lua.bin_bytes);

@@ -120,7 +120,8 @@ impl Layout {
     /// The state must be alive, and nobody else may use it.
     unsafe fn find(api: &Api, state: usize, heap: State) -> Option<Layout> {
         // SAFETY: a lua_State has more than 24 bytes in any build.
-        let (kind, global) = unsafe { (Self::byte(state + Self::KIND), Self::read(state + Self::GLREF) as usize) };
+        let (kind, global) =
+            unsafe { (Self::byte(state + Self::KIND), Self::read(state + Self::GLREF) as usize) };
         // GG_State (lj_dispatch.h): the main lua_State and the global_State behind it. 96 bytes, luajit2 112.
         if kind != Self::THREAD || !matches!(global.wrapping_sub(state), 96 | 112) {
             return None;
@@ -380,7 +381,10 @@ unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> 
 
 /// Waits by `wait`, which is given milliseconds and signals to block meanwhile, and does what is to be done.
 pub(super) fn while_waiting(timeout: c_int, wait: impl Fn(c_int, Option<&Signals>) -> c_int) -> c_int {
-    let Some(api) = hook::api().filter(|_| lua::any_flow(|flow, done| flow.wrapping_sub(done) >= LEAST)) else { return wait(timeout, None) };
+    let Some(api) = hook::api().filter(|_| lua::any_flow(|flow, done| flow.wrapping_sub(done) >= LEAST))
+    else {
+        return wait(timeout, None);
+    };
     let began = lua::now_us() / 1000;
     let left = |most: u64| {
         let gone = lua::now_us() / 1000 - began;

@@ -7,7 +7,9 @@
 use super::api::{self, Alloc, Api, L};
 use super::{collect, is_set};
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use core::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 use ebbtide_malloc::lua::{self, State};
 
 /// LJ_ALLOCF_INTERNAL (lj_alloc.h): "LuaJIT's own".

@@ -35,7 +35,13 @@ fn real(slot: &AtomicUsize, name: &core::ffi::CStr) -> usize {
 ///
 /// # Safety
 /// As libc's.
-unsafe fn pwait(epoll: c_int, events: *mut c_void, most: c_int, timeout: c_int, mask: *const Signals) -> c_int {
+unsafe fn pwait(
+    epoll: c_int,
+    events: *mut c_void,
+    most: c_int,
+    timeout: c_int,
+    mask: *const Signals,
+) -> c_int {
     let at = real(&PWAIT, c"epoll_pwait");
     // SAFETY: the address of libc's function of this type.
     let wait = unsafe { core::mem::transmute::<usize, Pwait>(at) };
@@ -48,7 +54,12 @@ unsafe fn pwait(epoll: c_int, events: *mut c_void, most: c_int, timeout: c_int, 
 /// # Safety
 /// As libc's.
 #[unsafe(no_mangle)]
-pub(super) unsafe extern "C" fn epoll_wait(epoll: c_int, events: *mut c_void, most: c_int, timeout: c_int) -> c_int {
+pub(super) unsafe extern "C" fn epoll_wait(
+    epoll: c_int,
+    events: *mut c_void,
+    most: c_int,
+    timeout: c_int,
+) -> c_int {
     let at = real(&WAIT, c"epoll_wait");
     // SAFETY: the address of libc's function of this type.
     let wait = unsafe { core::mem::transmute::<usize, Wait>(at) };

@@ -148,7 +148,11 @@ impl Heap {
     /// `size` bytes aligned to 8; null if memory ran out or for size 0.
     #[inline(always)]
     pub(crate) fn alloc(&mut self, size: usize) -> *mut u8 {
-        if size.wrapping_sub(1) < TABLE_MAX { self.slot(class::small_by_eight(size)) } else { self.large(size) }
+        if size.wrapping_sub(1) < TABLE_MAX {
+            self.slot(class::small_by_eight(size))
+        } else {
+            self.large(size)
+        }
     }
 
     #[inline(always)]

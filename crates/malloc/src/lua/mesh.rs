@@ -213,7 +213,11 @@ impl Mesh {
             shared.unlink(page);
             told.meshed.sub(1);
             let parted = shared.parted;
-            let left = if parted { frames::restore(page).map(|()| false) } else { shared.frames.leave(page, entry.frame.get()) };
+            let left = if parted {
+                frames::restore(page).map(|()| false)
+            } else {
+                shared.frames.leave(page, entry.frame.get())
+            };
             told.frames.sub(u64::from(left == Ok(true)));
             left.is_ok()
         } else {
@@ -381,7 +385,9 @@ impl Heap {
         let (mut used, mut pages, mut count) = ([0; 4], [0_u32; BATCH], 0);
         // Time may have gone by since the plan was made.
         for page in self.mesh.plan.of_frame(planned) {
-            let Some(live) = self.candidate(page, class).filter(|live| !overlap(&used, live)) else { continue };
+            let Some(live) = self.candidate(page, class).filter(|live| !overlap(&used, live)) else {
+                continue;
+            };
             if let Some(slot) = pages.get_mut(count) {
                 join(&mut used, &live);
                 *slot = page.index() as u32;

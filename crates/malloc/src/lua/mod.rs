@@ -246,8 +246,8 @@ impl State {
 /// The heaps that are not closed. Whoever reads on must know that none is closed meanwhile.
 pub fn all() -> impl Iterator<Item = State> {
     let state = |at: usize| (at != 0).then_some(State(at));
-    // SAFETY: heaps in the list are not closed, by the caller's word.
     core::iter::successors(state(COUNT.lua.get() as usize), move |s| {
+        // SAFETY: heaps in the list are not closed, by the caller's word.
         state(unsafe { s.told() }.next.load(Relaxed))
     })
 }
@@ -292,7 +292,12 @@ fn next_paged(from: usize) -> Option<usize> {
 ///
 /// # Safety
 /// `data` is [`State::data`] of a heap that is not closed, used by one thread at a time; `at` null or a block of it.
-pub unsafe extern "C" fn lua_alloc(data: *mut c_void, at: *mut c_void, old: usize, new: usize) -> *mut c_void {
+pub unsafe extern "C" fn lua_alloc(
+    data: *mut c_void,
+    at: *mut c_void,
+    old: usize,
+    new: usize,
+) -> *mut c_void {
     // SAFETY: the caller's.
     let heap = unsafe { State(data.expose_provenance()).heap() };
     if at.is_null() {

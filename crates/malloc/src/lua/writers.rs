@@ -45,10 +45,10 @@ impl Head {
 
     /// Whether it can be cdata of variable length.
     fn varies(self, size: u32, byte: impl FnOnce(u32) -> u8) -> bool {
-        let (offset, beside, len) =
-            (self.first as u16, (self.first >> 16) as u16, (self.first >> 32) as u32);
+        let (offset, beside, len) = (self.first as u16, (self.first >> 16) as u16, (self.first >> 32) as u32);
         let header = u32::from(offset);
-        let fits = u64::from(beside) + u64::from(len) <= u64::from(size) && header + 16 <= size && header >= 8;
+        let fits =
+            u64::from(beside) + u64::from(len) <= u64::from(size) && header + 16 <= size && header >= 8;
         fits && byte(header + 9) == CDATA
     }
 }
