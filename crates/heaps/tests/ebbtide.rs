@@ -228,7 +228,7 @@ fn lua(parent: &mut Parent) {
     };
     // One more, so that the heap has slots in its hand.
     blocks.push(call(std::ptr::null_mut(), 0, 96));
-    parent.ready(&format!("{} {} {}", blocks.len() * 96, told.meshed.get(), told.frames.get()));
+    parent.ready(format!("{} {} {}", blocks.len() * 96, told.meshed.get(), told.frames.get()));
     parent.listen();
 }
 

@@ -295,7 +295,7 @@ enum Next {
 unsafe fn slice(api: &Api, heap: State, finalize: bool) -> Next {
     // SAFETY: the caller's.
     let (notes, flow) = unsafe { (heap.notes(), heap.told().flow.get()) };
-    if flow.wrapping_sub(notes.done.load(Relaxed)) < LEAST {
+    if flow.saturating_sub(notes.done.load(Relaxed)) < LEAST {
         return Next::Nothing;
     }
     if notes.rested != flow {
@@ -335,7 +335,7 @@ unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> 
     let l = core::ptr::with_exposed_provenance_mut::<c_void>(notes.coroutine);
     // SAFETY: the caller's.
     let flow = unsafe { heap.told().flow.get() };
-    let new = flow.wrapping_sub(notes.collected) >= (total() / 2).max(LEAST);
+    let new = flow.saturating_sub(notes.collected) >= (total() / 2).max(LEAST);
     if notes.cycles == 0 && !new {
         return None;
     }
@@ -381,7 +381,7 @@ unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> 
 
 /// Waits by `wait`, which is given milliseconds and signals to block meanwhile, and does what is to be done.
 pub(super) fn while_waiting(timeout: c_int, wait: impl Fn(c_int, Option<&Signals>) -> c_int) -> c_int {
-    let Some(api) = hook::api().filter(|_| lua::any_flow(|flow, done| flow.wrapping_sub(done) >= LEAST))
+    let Some(api) = hook::api().filter(|_| lua::any_flow(|flow, done| flow.saturating_sub(done) >= LEAST))
     else {
         return wait(timeout, None);
     };

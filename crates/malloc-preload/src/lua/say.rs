@@ -85,26 +85,18 @@ extern "C" fn summary() {
         Mib(COUNT.purged.get() * PAGE),
         Mib(COUNT.refaulted.get() * PAGE),
     );
-    let (mut states, mut pages, mut meshed, mut frames, mut cycles, mut collected, mut longest) =
-        (0, 0, 0, 0, 0, 0, 0);
-    for state in lua::all() {
-        // SAFETY: the process ends: no state is closed any more.
-        let told = unsafe { state.told() };
-        states += 1;
-        pages += told.pages.get();
-        meshed += told.meshed.get();
-        frames += told.frames.get();
-        cycles += told.cycles.get();
-        collected += told.collected.get();
-        longest = told.longest_us.get().max(told.longest_cycle_us.get()).max(longest);
-    }
-    if states > 0 {
+    let lua = lua::total();
+    let longest = lua.longest_us.get().max(lua.longest_cycle_us.get());
+    if lua.state.get() > 0 {
         let _ = write!(
             line,
-            "; Lua: {states} states, {} in pages, {meshed} pages share {frames} frames, \
-             {cycles} cycles while waiting found {}, longest slice {}.{:03} ms",
-            Mib(pages * PAGE),
-            Mib(collected),
+            "; Lua: states {}, now in pages {}, pages meshed {}, found by {} collections while waiting {}, \
+             longest slice {}.{:03} ms",
+            lua.state.get(),
+            Mib(lua.pages.get() * PAGE),
+            lua.ever_meshed.get(),
+            lua.cycles.get(),
+            Mib(lua.collected.get()),
             longest / 1000,
             longest % 1000,
         );

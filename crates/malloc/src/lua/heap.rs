@@ -50,7 +50,7 @@ pub(crate) struct Bin {
 }
 
 /// What is told of a heap; readable from other processes, see `stats::Tables`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(C)]
 pub struct Told {
     /// The address of the next heap, 0 for none.
@@ -77,6 +77,45 @@ pub struct Told {
     pub collected: Counter,
     /// The longest slice of these, in microseconds.
     pub longest_cycle_us: Counter,
+    /// Pages that came to share a frame, ever.
+    pub ever_meshed: Counter,
+}
+
+impl Told {
+    /// Nothing yet.
+    pub(crate) const fn new() -> Told {
+        Told {
+            next: AtomicUsize::new(0),
+            state: Counter::new(),
+            pages: Counter::new(),
+            large: Counter::new(),
+            flow: Counter::new(),
+            meshed: Counter::new(),
+            frames: Counter::new(),
+            parted: Counter::new(),
+            longest_us: Counter::new(),
+            cycles: Counter::new(),
+            collected: Counter::new(),
+            longest_cycle_us: Counter::new(),
+            ever_meshed: Counter::new(),
+        }
+    }
+
+    /// What remains to be told of a heap that is closed.
+    pub(crate) fn remember(&self, other: &Told) {
+        self.state.add(1);
+        for (mine, its) in [
+            (&self.cycles, &other.cycles),
+            (&self.collected, &other.collected),
+            (&self.ever_meshed, &other.ever_meshed),
+            (&self.parted, &other.parted),
+        ] {
+            mine.add(its.get());
+        }
+        let longest =
+            [(&self.longest_us, &other.longest_us), (&self.longest_cycle_us, &other.longest_cycle_us)];
+        longest.iter().for_each(|(mine, its)| mine.set(mine.get().max(its.get())));
+    }
 }
 
 /// What the hook remembers of a state.

@@ -423,6 +423,7 @@ impl Heap {
             self.mesh.mappings = (self.mesh.mappings + boundaries(page)).saturating_sub(before);
             page.entry().set_due(shape);
             self.told.meshed.add(1);
+            self.told.ever_meshed.add(1);
             sharing += 1;
         }
         self.told.frames.add(1);
