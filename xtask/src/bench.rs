@@ -16,6 +16,8 @@ pub(crate) struct Args {
 enum Bench {
     /// The allocator beside its peers: what it gives back, and how fast it is
     Malloc(crate::bench_malloc::Args),
+    /// LuaJIT and nginx on the allocator, on its own and on others: what is given back, and how fast it is
+    Lua(crate::bench_lua::Args),
     /// The walk of a large glibc heap, beside a plain read of the same memory
     Heap {
         /// Options of `ebbtide-benches heap`, such as --mib or --assert
@@ -45,6 +47,7 @@ enum Bench {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.bench {
         Bench::Malloc(args) => crate::bench_malloc::run(args),
+        Bench::Lua(args) => crate::bench_lua::run(args),
         Bench::Heap { options } => {
             let release = build_release(&["ebbtide-benches"])?;
             start(Command::new(release.join("ebbtide-benches")).arg("heap").args(options))

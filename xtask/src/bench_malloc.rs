@@ -6,7 +6,6 @@
 //! Invariants: no figure without its peers' from the same run; an allocator that is not installed, or that dies,
 //! is named and left out, never guessed.
 
-mod plot;
 mod returns;
 mod speed;
 mod steady;

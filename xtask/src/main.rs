@@ -2,11 +2,13 @@
 
 mod allocators;
 mod bench;
+mod bench_lua;
 mod bench_malloc;
 mod deps;
 mod glibcs;
 mod lab;
 mod man;
+mod plot;
 mod pythons;
 mod tally;
 mod test;

@@ -22,6 +22,15 @@ pub(crate) struct RunArgs {
     /// Start no thread in the program: its own threads give back as they go, and not while idle
     #[arg(long)]
     no_thread: bool,
+    /// Leave LuaJIT its own allocator, which gives nothing back
+    #[arg(long)]
+    no_lua: bool,
+    /// Do not run LuaJIT's collector while the program waits for events
+    #[arg(long)]
+    no_lua_collect: bool,
+    /// Have each process say in one line, on standard error, what it gave back when it ends
+    #[arg(long)]
+    summary: bool,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -43,9 +52,13 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     if let Some(delay) = args.delay {
         command.env("EBBTIDE_MALLOC_DELAY_MS", delay.to_string());
     }
-    if args.no_thread {
-        command.env("EBBTIDE_MALLOC_THREAD", "off");
-    }
+    let switches = [
+        (args.no_thread, "EBBTIDE_MALLOC_THREAD", "off"),
+        (args.no_lua, "EBBTIDE_LUA", "off"),
+        (args.no_lua_collect, "EBBTIDE_LUA_COLLECT", "off"),
+        (args.summary, "EBBTIDE_SUMMARY", "1"),
+    ];
+    command.envs(switches.iter().filter(|(asked, ..)| *asked).map(|(_, name, value)| (name, value)));
     let error = command.exec();
     Err(error).with_context(|| format!("cannot run {}", program.to_string_lossy()))
 }

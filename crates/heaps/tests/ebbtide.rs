@@ -202,7 +202,59 @@ fn exact_against_what_it_says_and_trims_as_predicted() {
 #[test]
 #[ignore = "plays the child programs of the other tests"]
 fn child_program() {
-    child::play(&[("rust", rust), ("busy", busy)]);
+    child::play(&[("rust", rust), ("busy", busy), ("lua", lua)]);
+}
+
+/// A program with a Lua state's heap, of whose blocks each fiftieth is left, at rest: tells the bytes of what is left,
+/// its pages that share frames, and the frames.
+#[allow(unsafe_code, reason = "a lua_Alloc is called as C calls it")]
+fn lua(parent: &mut Parent) {
+    use ebbtide_malloc::lua::{State, lua_alloc};
+    let state = State::new().unwrap();
+    // SAFETY: this heap's blocks, used by this thread alone.
+    let call = |at: *mut u8, old, new| unsafe { lua_alloc(state.data(), at.cast(), old, new).cast::<u8>() };
+    let mut blocks: Vec<*mut u8> = (0..50_000).map(|_| call(std::ptr::null_mut(), 0, 96)).collect();
+    let mut index = 0;
+    blocks.retain(|block| {
+        index += 1;
+        index % 50 == 0 || !call(*block, 96, 0).is_null()
+    });
+    // SAFETY: as above.
+    let told = unsafe {
+        state.rest();
+        state.age();
+        while state.mesh() == Some(0) {}
+        state.told()
+    };
+    // One more, so that the heap has slots in its hand.
+    blocks.push(call(std::ptr::null_mut(), 0, 96));
+    parent.ready(format!("{} {} {}", blocks.len() * 96, told.meshed.get(), told.frames.get()));
+    parent.listen();
+}
+
+#[test]
+fn a_lua_heap_and_what_shares_frames_in_it() {
+    let mut target = Child::start("lua", &[]);
+    let said = target.said().to_owned();
+    let [live, meshed, frames] =
+        said.split_whitespace().map(|n| n.parse().unwrap()).collect::<Vec<u64>>()[..]
+    else {
+        panic!("{said}")
+    };
+    assert!(meshed > 500 && frames * 4 < meshed, "{said}");
+    let process = Process::open(&Root::live().unwrap(), target.pid()).unwrap();
+    let heaps = ebbtide::find(&Live::new(&process, true).unwrap()).unwrap();
+    let heap = &heaps[0];
+    let shares = format!("share {frames} frames");
+    assert!(
+        heap.notes.iter().any(|n| n.contains(&format!("{meshed} pages")) && n.contains(&shares)),
+        "{heap:?}"
+    );
+    assert_eq!((heap.corruptions.len(), heap.certainty.unresolved), (0, Bytes(0)), "{heap:?}");
+    let class = heap.histogram.iter().find(|class| class.up_to >= Bytes(96)).unwrap();
+    assert!(class.live >= Bytes(live) && class.live < Bytes(live + 20_000), "{live}, {class:?}");
+    target.tell("");
+    assert_eq!(target.wait().code(), Some(0));
 }
 
 /// A Rust program with the allocator as its own: at a line it tells its live bytes and stops.

@@ -12,6 +12,7 @@
 
 pub mod deepbind;
 pub mod info;
+mod lua;
 
 /// A panic here is a defect of the allocator: it says where, without allocating, and ends the process.
 #[cfg(panic = "abort")]

@@ -31,6 +31,12 @@ pub(crate) fn set_level(level: u32) {
     LEVEL.store(level, Relaxed);
 }
 
+/// Whether invariants are to be checked.
+#[inline]
+pub(crate) fn is_asked() -> bool {
+    LEVEL.load(Relaxed) > 0
+}
+
 /// Whether threads go without magazines.
 #[inline]
 pub(crate) fn direct() -> bool {
@@ -63,7 +69,7 @@ pub(crate) fn look(addr: usize, class: u8) {
 #[inline]
 pub(crate) fn sometimes() {
     static OPS: AtomicU32 = AtomicU32::new(0);
-    if LEVEL.load(Relaxed) > 0 && OPS.fetch_add(1, Relaxed).is_multiple_of(OPS_PER_WALK) {
+    if is_asked() && OPS.fetch_add(1, Relaxed).is_multiple_of(OPS_PER_WALK) {
         walk();
     }
 }
@@ -135,7 +141,7 @@ fn check_chunk(n: usize) {
     demand(dirty == chunk.ndirty.load(Relaxed), "dirty pages are counted", page);
 }
 
-fn demand(holds: bool, rule: &'static str, page: Page) {
+pub(crate) fn demand(holds: bool, rule: &'static str, page: Page) {
     if !holds {
         broken(rule, page.address());
     }

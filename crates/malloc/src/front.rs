@@ -10,6 +10,7 @@
 use crate::bits::CHUNK_PAGES;
 use crate::class::{self, CLASSES, Class, PAGE, SLOT_MAX, TABLE_MAX};
 use crate::heap::{self, Pushed};
+use crate::lua::LUA;
 use crate::map::{KEPT, LARGE, Page, RUN};
 use crate::pages::pages;
 use crate::stats::COUNT;
@@ -203,7 +204,7 @@ pub unsafe fn usable_size(at: *const u8) -> usize {
     match page.class().load(Relaxed) {
         RUN => page.record().bits.load(Relaxed) as usize * PAGE,
         LARGE => large::bytes(page),
-        0 | KEPT => check::die("asked for its size, but no block begins there", Some(addr)),
+        0 | KEPT | LUA.. => check::die("asked for its size, but no block begins there", Some(addr)),
         class => Class::of(class).size as usize,
     }
 }

@@ -12,7 +12,7 @@ use crate::heap::Heap;
 use crate::pace::{self, Pace, Plan, Seen};
 use crate::pressure::Pressure;
 use crate::stats::COUNT;
-use crate::{check, kept, purge, spawn, sync, sys, tls};
+use crate::{check, kept, lua, purge, spawn, sync, sys, tls};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 /// Free resident pages at which the thread starts: 256 KiB.
@@ -180,12 +180,16 @@ impl Keeper {
             COUNT.answered.store(asked, Relaxed);
         }
         let busy_before = self.slow_operations();
+        let pressure = self.pressure.look(now_ms);
+        if pressure {
+            lua::press();
+        }
         let plan = self.pace.turn(Seen {
             now_ms,
             taken: COUNT.taken.get(),
             refaulted: COUNT.refaulted.get(),
             used: COUNT.mapped.get().saturating_sub(COUNT.dirty.get()),
-            pressure: self.pressure.look(now_ms),
+            pressure,
         });
         COUNT.delay_ms.set(self.pace.delay());
         kept::turn();

@@ -18,6 +18,7 @@ mod keeper;
 mod kept;
 mod large;
 mod lock;
+pub mod lua;
 mod map;
 mod pace;
 mod pages;
@@ -30,7 +31,7 @@ mod sys;
 mod tls;
 
 pub use front::{aligned, free, malloc, malloc8, quick, realloc, usable_size, zeroed};
-pub use stats::{Block, COUNT, ClassCount, Counter, Shape, Tables};
+pub use stats::{Block, COUNT, ClassCount, Counter, LuaTables, Shape, Tables};
 
 use core::alloc::{GlobalAlloc, Layout};
 

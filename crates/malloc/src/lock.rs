@@ -80,6 +80,16 @@ impl<T> Mutex<T> {
         Guard(self)
     }
 
+    /// The value, for whoever has locked [`Mutex::raw`].
+    ///
+    /// # Safety
+    /// The lock must be held by the caller, and be released only after the last use.
+    #[allow(clippy::mut_from_ref, reason = "the lock is what makes it exclusive")]
+    pub(crate) unsafe fn assume_locked(&self) -> &mut T {
+        // SAFETY: the caller's.
+        unsafe { &mut *self.value.get() }
+    }
+
     /// The lock alone, for fork, which holds it across the call.
     pub(crate) fn raw(&self) -> &Lock {
         &self.lock

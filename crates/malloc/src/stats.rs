@@ -11,7 +11,7 @@
 
 use crate::bits::CHUNK_PAGES;
 use crate::class::{self, CLASSES, Class, PAGE};
-use crate::{heap, map};
+use crate::{heap, lua, map};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// A number that others may read.
@@ -220,6 +220,34 @@ pub struct Block {
     pub class: [ClassCount; CLASSES],
     /// How to read the tables.
     pub tables: Tables,
+    /// Address of the first Lua heap, 0 if none.
+    pub lua: Counter,
+    /// How to read these.
+    pub lua_tables: LuaTables,
+}
+
+/// How to read Lua heaps from outside.
+///
+/// Such a heap is a [`Told`](crate::lua::Told), and bins behind it. A page that belongs to one has
+/// [`LuaTables::class`] added to its class byte, or, if it is empty and kept for later, that alone; and an entry in a
+/// table of its own, mapped for chunks that have or had such pages: 32 bytes of the bits of free slots. A bin has in its
+/// first words the bits of slots that are free, too, in the hand of the heap, and the address of the slot of the lowest
+/// bit. A page that shares its frame with others is mapped from a file in memory.
+#[derive(Debug)]
+#[repr(C)]
+pub struct LuaTables {
+    /// Added to a class byte.
+    pub class: u32,
+    /// Bytes of an entry.
+    pub entry_bytes: u32,
+    /// Where the entries are, from the range's address.
+    pub entry_at: u64,
+    /// Bytes of a heap.
+    pub heap_bytes: u64,
+    /// Where in a heap the bins are, one for each class.
+    pub bins_at: u64,
+    /// Bytes of a bin.
+    pub bin_bytes: u64,
 }
 
 /// The process's statistics.
@@ -276,6 +304,15 @@ pub static COUNT: Block = Block {
         heap_magazines_at: heap::MAGAZINES_AT as u64,
         magazine_bytes: size_of::<heap::Magazine>() as u64,
         shape: shapes(),
+    },
+    lua: Counter::new(),
+    lua_tables: LuaTables {
+        class: lua::LUA as u32,
+        entry_bytes: size_of::<lua::Entry>() as u32,
+        entry_at: lua::ENTRY_AT as u64,
+        heap_bytes: size_of::<lua::Heap>() as u64,
+        bins_at: lua::BINS_AT as u64,
+        bin_bytes: size_of::<lua::Bin>() as u64,
     },
 };
 

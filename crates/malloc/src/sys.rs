@@ -30,7 +30,14 @@ mod number {
     pub(super) const FUTEX: usize = 202;
     pub(super) const CLOCK_GETTIME: usize = 228;
     pub(super) const OPENAT: usize = 257;
+    pub(super) const NEWFSTATAT: usize = 262;
     pub(super) const GETRANDOM: usize = 318;
+    pub(super) const MEMFD_CREATE: usize = 319;
+    pub(super) const FSTAT: usize = 5;
+    pub(super) const PWRITE: usize = 18;
+    pub(super) const FCNTL: usize = 72;
+    pub(super) const FTRUNCATE: usize = 77;
+    pub(super) const PRLIMIT: usize = 302;
     pub(super) const MEMBARRIER: usize = 324;
 }
 
@@ -39,6 +46,7 @@ mod number {
     pub(super) const OPENAT: usize = 56;
     pub(super) const CLOSE: usize = 57;
     pub(super) const READ: usize = 63;
+    pub(super) const NEWFSTATAT: usize = 79;
     pub(super) const WRITE: usize = 64;
     pub(super) const FUTEX: usize = 98;
     pub(super) const CLOCK_GETTIME: usize = 113;
@@ -52,6 +60,12 @@ mod number {
     pub(super) const MMAP: usize = 222;
     pub(super) const MADVISE: usize = 233;
     pub(super) const GETRANDOM: usize = 278;
+    pub(super) const MEMFD_CREATE: usize = 279;
+    pub(super) const FCNTL: usize = 25;
+    pub(super) const FSTAT: usize = 80;
+    pub(super) const PWRITE: usize = 68;
+    pub(super) const FTRUNCATE: usize = 46;
+    pub(super) const PRLIMIT: usize = 261;
     pub(super) const MEMBARRIER: usize = 283;
 }
 
@@ -105,11 +119,16 @@ fn decode(ret: isize) -> Result<usize, Errno> {
 
 const PROT_NONE: usize = 0;
 const PROT_READ_WRITE: usize = 3;
+const MAP_SHARED: usize = 1;
+const MAP_PRIVATE: usize = 2;
+const MAP_FIXED: usize = 0x10;
 const MAP_PRIVATE_ANONYMOUS: usize = 0x22;
 const MAP_NORESERVE: usize = 0x4000;
 const MAP_FIXED_NOREPLACE: usize = 0x10_0000;
 const MREMAP_MAYMOVE_FIXED: usize = 3;
 const MADV_DONTNEED: usize = 4;
+const MADV_REMOVE: usize = 9;
+const MADV_DONTFORK: usize = 10;
 const MADV_NOHUGEPAGE: usize = 15;
 const FUTEX_WAIT_PRIVATE: usize = 128;
 const FUTEX_WAKE_PRIVATE: usize = 129;
@@ -156,6 +175,127 @@ pub(crate) fn map_anywhere(len: usize) -> Result<usize, Errno> {
     let flags = MAP_PRIVATE_ANONYMOUS | MAP_NORESERVE;
     // SAFETY: a mapping at a place of the kernel's choosing touches no other.
     unsafe { syscall(number::MMAP, [0, len, PROT_READ_WRITE, flags, usize::MAX, 0]) }
+}
+
+/// `mmap(addr, len, MAP_FIXED)`: zeros in place of what was there, charged as [`Use::Data`].
+///
+/// # Safety
+/// The range must be the allocator's own and hold nothing.
+pub(crate) unsafe fn map_over(addr: usize, len: usize) -> Result<(), Errno> {
+    let flags = MAP_PRIVATE_ANONYMOUS | MAP_FIXED;
+    // SAFETY: the caller's.
+    unsafe { syscall(number::MMAP, [addr, len, PROT_READ_WRITE, flags, usize::MAX, 0]) }.map(drop)
+}
+
+/// Whose what is written to a mapped file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// Everybody's who maps it.
+    Shared,
+    /// The writer's: the page is copied.
+    Private,
+}
+
+/// `mmap(addr, len, MAP_FIXED, fd, off)`: a file's contents in place of what was there.
+///
+/// # Safety
+/// The range must be the allocator's own, and what is used of it must read the same in the file.
+pub(crate) unsafe fn map_file_over(
+    addr: usize,
+    len: usize,
+    fd: i32,
+    off: usize,
+    sharing: Sharing,
+) -> Result<(), Errno> {
+    let flags = MAP_FIXED | if sharing == Sharing::Shared { MAP_SHARED } else { MAP_PRIVATE };
+    // SAFETY: the caller's.
+    unsafe { syscall(number::MMAP, [addr, len, PROT_READ_WRITE, flags, fd as usize, off]) }.map(drop)
+}
+
+/// `madvise(addr, len, MADV_DONTFORK)`: forked children do not get the pages.
+pub(crate) fn not_for_children(addr: usize, len: usize) {
+    // SAFETY: the advice changes no contents here.
+    let _ = unsafe { syscall(number::MADVISE, [addr, len, MADV_DONTFORK, 0, 0, 0]) };
+}
+
+/// `madvise(addr, len, MADV_REMOVE)`: punches what a shared mapping shows out of its file.
+///
+/// # Safety
+/// Nobody may use that part of the file any more.
+pub(crate) unsafe fn punch(addr: usize, len: usize) {
+    // SAFETY: the caller's. An error leaves the file as it is, which is no harm.
+    let _ = unsafe { syscall(number::MADVISE, [addr, len, MADV_REMOVE, 0, 0, 0]) };
+}
+
+/// `fstat(fd)`: device and inode, which tell whether a descriptor is still of the same file.
+pub(crate) fn identity(fd: i32) -> Result<(u64, u64), Errno> {
+    let mut stat = [0_u64; 18];
+    // SAFETY: the kernel writes one struct stat, 144 or 128 bytes, which begins with these two on both architectures.
+    unsafe { syscall(number::FSTAT, [fd as usize, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) }?;
+    Ok((stat[0], stat[1]))
+}
+
+/// `pwrite(fd, bytes, off)`: all of them, or an error.
+pub(crate) fn write_at(fd: i32, bytes: &[u8], off: usize) -> Result<(), Errno> {
+    // SAFETY: the kernel reads `bytes`, alive for the call.
+    let wrote =
+        unsafe { syscall(number::PWRITE, [fd as usize, bytes.as_ptr() as usize, bytes.len(), off, 0, 0]) }?;
+    if wrote == bytes.len() { Ok(()) } else { Err(Errno(28)) }
+}
+
+/// `memfd_create(name)` (Linux 3.17): a file in memory, closed on exec. It never becomes executable, as
+/// `vm.memfd_noexec` may demand (6.3); older kernels do not know that flag.
+pub(crate) fn memory_file(name: &'static core::ffi::CStr) -> Result<i32, Errno> {
+    const MFD_CLOEXEC: usize = 1;
+    const MFD_NOEXEC_SEAL: usize = 8;
+    const F_DUPFD_CLOEXEC: usize = 1030;
+    const FIRST_FD: usize = 200;
+    let make = |flags| {
+        // SAFETY: the name is NUL-terminated and lives for ever.
+        unsafe { syscall(number::MEMFD_CREATE, [name.as_ptr() as usize, flags, 0, 0, 0, 0]) }
+    };
+    let fd = make(MFD_CLOEXEC | MFD_NOEXEC_SEAL).or_else(|_| make(MFD_CLOEXEC))?;
+    // A program may count on the lowest numbers.
+    // SAFETY: takes no pointers.
+    match unsafe { syscall(number::FCNTL, [fd, F_DUPFD_CLOEXEC, FIRST_FD, 0, 0, 0]) } {
+        Ok(high) => {
+            close(fd as i32);
+            Ok(high as i32)
+        }
+        Err(_) => Ok(fd as i32),
+    }
+}
+
+/// `ftruncate(fd, len)`.
+pub(crate) fn set_length(fd: i32, len: usize) -> Result<(), Errno> {
+    // SAFETY: takes no pointers.
+    unsafe { syscall(number::FTRUNCATE, [fd as usize, len, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// `close(fd)`.
+pub(crate) fn close(fd: i32) {
+    // SAFETY: takes no pointers; the caller's own descriptor.
+    let _ = unsafe { syscall(number::CLOSE, [fd as usize, 0, 0, 0, 0, 0]) };
+}
+
+/// `prlimit(RLIMIT_FSIZE)`: bytes a file may have; 0 if that cannot be learnt.
+pub(crate) fn file_size_limit() -> u64 {
+    const RLIMIT_FSIZE: usize = 1;
+    let mut limit = [0_u64; 2];
+    let at = limit.as_mut_ptr() as usize;
+    // SAFETY: the kernel writes one rlimit64, which is two words.
+    let done = unsafe { syscall(number::PRLIMIT, [0, RLIMIT_FSIZE, 0, at, 0, 0]) };
+    if done.is_ok() { limit[0] } else { 0 }
+}
+
+/// `/proc/sys/vm/max_map_count`: mappings that a process may have; the kernel's default if that cannot be learnt.
+pub(crate) fn max_map_count() -> u32 {
+    const DEFAULT: u32 = 65530;
+    let mut text = [0; 16];
+    let len = read_file(c"/proc/sys/vm/max_map_count", &mut text).unwrap_or(0);
+    let digits = text.iter().take(len).take_while(|byte| byte.is_ascii_digit());
+    let count = digits.fold(0_u32, |n, d| n.saturating_mul(10).saturating_add(u32::from(d - b'0')));
+    if count == 0 { DEFAULT } else { count }
 }
 
 /// `munmap(addr, len)`.
@@ -262,6 +402,17 @@ fn set_signals(mask: u64) -> u64 {
     old
 }
 
+/// `newfstatat("/proc/self/task")`: how many threads the process has, by the directory's links; `None` without /proc.
+pub(crate) fn threads() -> Option<u64> {
+    // struct stat: the links are the third word on x86_64, its upper half on aarch64.
+    let mut stat = [0_u64; 18];
+    let (path, at) = (c"/proc/self/task".as_ptr() as usize, stat.as_mut_ptr() as usize);
+    // SAFETY: the path is NUL-terminated; the kernel writes one struct stat, 144 or 128 bytes.
+    unsafe { syscall(number::NEWFSTATAT, [AT_FDCWD, path, at, 0, 0, 0]) }.ok()?;
+    let links = if cfg!(target_arch = "x86_64") { stat[2] } else { stat[2] >> 32 };
+    links.checked_sub(2)
+}
+
 /// `getpid()`.
 pub(crate) fn process_id() -> u32 {
     // SAFETY: takes no pointers.
@@ -276,11 +427,16 @@ pub(crate) fn thread_id() -> u32 {
 
 /// `clock_gettime(CLOCK_MONOTONIC)` in milliseconds. A real system call (0.1 us): the vDSO would need libc.
 pub(crate) fn now_ms() -> u64 {
+    now_us() / 1000
+}
+
+/// As [`now_ms`], in microseconds.
+pub(crate) fn now_us() -> u64 {
     let mut at = [0_i64; 2];
     // SAFETY: the kernel writes one timespec, which is two 64-bit words on both architectures.
     let _ =
         unsafe { syscall(number::CLOCK_GETTIME, [CLOCK_MONOTONIC, at.as_mut_ptr() as usize, 0, 0, 0, 0]) };
-    at[0] as u64 * 1000 + at[1] as u64 / 1_000_000
+    at[0] as u64 * 1_000_000 + at[1] as u64 / 1000
 }
 
 /// `getrandom`: 64 random bits; before the kernel's pool is ready, or where the call is forbidden, bits of the
@@ -316,8 +472,7 @@ pub(crate) fn read_file(path: &core::ffi::CStr, into: &mut [u8]) -> Option<usize
     let fd = unsafe { syscall(number::OPENAT, [AT_FDCWD, path, O_RDONLY_CLOEXEC, 0, 0, 0]) }.ok()?;
     // SAFETY: the kernel writes at most `into.len()` bytes there.
     let got = unsafe { syscall(number::READ, [fd, into.as_mut_ptr() as usize, into.len(), 0, 0, 0]) };
-    // SAFETY: the descriptor was opened above.
-    let _ = unsafe { syscall(number::CLOSE, [fd, 0, 0, 0, 0, 0]) };
+    close(fd as i32);
     got.ok()
 }
 

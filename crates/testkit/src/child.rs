@@ -112,7 +112,16 @@ impl Child {
         rustix::process::waitid(WaitId::Pid(pid), ended).expect("the child's end");
     }
 
-    fn listen(&mut self) {
+    /// Asks it to end (TERM), and waits until it has.
+    pub(crate) fn terminate(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        // An error says that it has ended already.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.process.wait();
+    }
+
+    /// Waits until it is ready again.
+    pub(crate) fn listen(&mut self) {
         let mut line = String::new();
         loop {
             line.clear();

@@ -9,6 +9,6 @@ mod redis;
 
 pub use child::{Child, Parent};
 pub use fake_root::FakeRoot;
-pub use nginx::Nginx;
+pub use nginx::{Nginx, Plan};
 pub use python::Python;
 pub use redis::Redis;

@@ -5,7 +5,8 @@
 //! may be shared, comes from smaps_rollup. The figures: the integral of (PSS - live) over the watched time, and
 //! the heap's PSS two seconds after the program went idle, beside the bytes of the pages that hold live bytes.
 
-use super::{Allocator, Args, names, plot};
+use super::{Allocator, Args, names};
+use crate::plot::{self, Curve};
 use crate::workspace::target_dir;
 use anyhow::{Context, Result, bail};
 use std::fs::File;
@@ -131,9 +132,17 @@ pub(crate) fn run(program: &Path, allocators: &[Allocator], args: &Args, plots: 
         let courses: Vec<Course> = courses.into_iter().collect::<Result<_>>()?;
         print(&bench, &courses);
         let path = plots.join(format!("{bench}.svg"));
-        std::fs::write(&path, plot::svg(&bench, &courses)).with_context(|| path.display().to_string())?;
+        std::fs::write(&path, draw(&bench, &courses)).with_context(|| path.display().to_string())?;
     }
     Ok(())
+}
+
+fn draw(bench: &str, courses: &[Course]) -> String {
+    let curve =
+        |c: &Course| Curve { name: c.name, points: c.samples.iter().map(|s| (s.at, s.heap)).collect() };
+    let curves: Vec<_> = courses.iter().map(curve).collect();
+    let live: Vec<_> = courses.last().iter().flat_map(|c| c.samples.iter().map(|s| (s.at, s.live))).collect();
+    plot::svg(&format!("{bench}: heap's PSS, MiB, over seconds"), &curves, &live)
 }
 
 fn print(bench: &str, courses: &[Course]) {

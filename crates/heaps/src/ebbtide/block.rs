@@ -67,6 +67,22 @@ pub(super) struct Block {
     pub(super) heap_magazines_at: u64,
     pub(super) magazine_bytes: u64,
     pub(super) classes: Vec<Class>,
+    /// `None` where the allocator is from before there were any.
+    pub(super) lua: Option<Lua>,
+}
+
+/// How to read the heaps of Lua states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lua {
+    /// The first heap, 0 for none.
+    pub(super) first: u64,
+    /// Added to a class byte.
+    pub(super) class: u8,
+    pub(super) entry_bytes: u64,
+    pub(super) entry_at: u64,
+    pub(super) heap_bytes: u64,
+    pub(super) bins_at: u64,
+    pub(super) bin_bytes: u64,
 }
 
 /// What begins like a block.
@@ -181,7 +197,24 @@ fn fields(bytes: &[u8]) -> Option<Block> {
         heap_magazines_at: long(tables + 104)?,
         magazine_bytes: long(tables + 112)?,
         classes: (0..count).map(class).collect::<Option<_>>()?,
+        lua: lua(bytes, tables + TABLES_BYTES + count * SHAPE_BYTES),
     })
+}
+
+fn lua(bytes: &[u8], at: usize) -> Option<Lua> {
+    let lua = Lua {
+        first: long(bytes, at)?,
+        class: u8::try_from(short(bytes, at + 8)?).ok()?,
+        entry_bytes: short(bytes, at + 12)?.into(),
+        entry_at: long(bytes, at + 16)?,
+        heap_bytes: long(bytes, at + 24)?,
+        bins_at: long(bytes, at + 32)?,
+        bin_bytes: long(bytes, at + 40)?,
+    };
+    let entries = (32..=256).contains(&lua.entry_bytes) && lua.entry_bytes.is_multiple_of(8);
+    let places = [lua.entry_at, lua.bins_at].iter().all(|at| *at < 1 << 48 && at.is_multiple_of(8));
+    let bins = (16..=256).contains(&lua.bin_bytes) && lua.heap_bytes <= 1 << 24;
+    (lua.class.is_power_of_two() && entries && places && bins).then_some(lua)
 }
 
 impl Block {
@@ -279,6 +312,16 @@ mod tests {
         assert_eq!(offset_of!(malloc::Tables, magazine_bytes), 112);
         assert_eq!(offset_of!(malloc::Tables, shape), TABLES_BYTES);
         assert_eq!(size_of::<malloc::Shape>(), SHAPE_BYTES);
+        let lua = CLASS + malloc::COUNT.classes as usize * (CLASS_BYTES + SHAPE_BYTES) + TABLES_BYTES;
+        assert_eq!(offset_of!(malloc::Block, lua), lua);
+        assert_eq!(offset_of!(malloc::Block, lua_tables), lua + 8);
+        assert_eq!(offset_of!(malloc::LuaTables, entry_at), 8);
+        assert_eq!(offset_of!(malloc::LuaTables, bin_bytes), 32);
+        assert_eq!(offset_of!(malloc::lua::Told, state), 8);
+        assert_eq!(offset_of!(malloc::lua::Told, pages), 16);
+        assert_eq!(offset_of!(malloc::lua::Told, meshed), 40);
+        assert_eq!(offset_of!(malloc::lua::Told, frames), 48);
+        assert_eq!(offset_of!(malloc::lua::Told, collected), 80);
         assert_eq!(size_of::<malloc::Block>(), ALIGN as usize);
     }
 

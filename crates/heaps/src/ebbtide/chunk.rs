@@ -15,6 +15,8 @@ pub(super) enum Part {
     Run(Range<u64>),
     /// A span of slots.
     Span(Span),
+    /// Pages that a Lua heap keeps for later.
+    Kept(Range<u64>),
     /// Pages that are being given back or cut up at this moment.
     Between(Range<u64>),
 }
@@ -28,6 +30,8 @@ pub(super) struct Span {
     pub(super) class: u8,
     /// A bit for each slot that is free.
     pub(super) free: Vec<u64>,
+    /// It belongs to a Lua heap.
+    pub(super) lua: bool,
 }
 
 impl Span {
@@ -52,6 +56,8 @@ pub(super) struct Entries {
     pub(super) wides: Vec<u8>,
     /// The chunk's own entry.
     pub(super) chunk: Vec<u8>,
+    /// Entries of Lua heaps' pages, end to end; empty where the chunk has none.
+    pub(super) lua: Vec<u8>,
 }
 
 fn word(bytes: &[u8], at: u64) -> u64 {
@@ -110,14 +116,44 @@ impl Entries {
                     (1..=left).contains(&count) && (1..count).all(|next| self.class(page + next) == 0);
                 inside.then(|| (Part::Run(range(count)), count)).ok_or(Odd(at, "a run that leaves its chunk"))
             }
+            class if self.is_lua(block, class) => {
+                let class = class - block.lua.map_or(0, |lua| lua.class);
+                if class == 0 {
+                    return Ok((Part::Kept(range(1)), 1));
+                }
+                let free = self
+                    .lua_span(block, page, class)
+                    .ok_or(Odd(at, "a page of a Lua heap that is not whole"))?;
+                Ok((Part::Span(Span { start: at, class, free, lua: true }), 1))
+            }
             class => {
                 let shape =
                     block.classes.get(usize::from(class)).ok_or(Odd(at, "a class that there is not"))?;
                 let span = self.span(block, page, class, shape).filter(|_| shape.pages <= left);
                 let free = span.ok_or(Odd(at, "a span that is not whole"))?;
-                Ok((Part::Span(Span { start: at, class, free }), shape.pages))
+                Ok((Part::Span(Span { start: at, class, free, lua: false }), shape.pages))
             }
         }
+    }
+
+    /// Whether a class byte is a Lua heap's.
+    fn is_lua(&self, block: &Block, class: u8) -> bool {
+        block.lua.is_some_and(|lua| class & !(lua.class - 1) == lua.class)
+    }
+
+    /// Whether the chunk has pages of Lua heaps that hold something.
+    pub(super) fn has_lua(&self, block: &Block) -> bool {
+        let empty = block.lua.map(|lua| lua.class);
+        self.classes.iter().any(|class| self.is_lua(block, *class) && Some(*class) != empty)
+    }
+
+    /// The free bits of a page of a Lua heap.
+    fn lua_span(&self, block: &Block, page: u64, class: u8) -> Option<Vec<u64>> {
+        let (lua, shape) = (block.lua?, block.classes.get(usize::from(class))?);
+        let words = shape.slots.div_ceil(64);
+        let at = page * lua.entry_bytes;
+        let there = shape.pages == 1 && words <= 4 && (at + 32) as usize <= self.lua.len();
+        there.then(|| (0..words).map(|index| word(&self.lua, at + 8 * index)).collect())
     }
 
     /// The free bits of the span at `page`, if one of that class is there.

@@ -6,11 +6,15 @@
 //! `returnable_by_trim` is what its `malloc_trim` gives back: free pages, those that become free when the
 //! magazines are emptied, and the waiting large blocks.
 //!
+//! Lua states that the preload library gave heaps are told in notes: how much they hold, how many pages share frames,
+//! what the collector found while the program waited.
+//!
 //! The block's counters and the tables are two books of the same: where a process stands still and they disagree,
 //! a note says so.
 
 mod block;
 mod chunk;
+mod lua;
 mod walk;
 
 use crate::model::{Heap, Kind};

@@ -5,6 +5,7 @@
 
 use super::block::{Block, Class};
 use super::chunk::{Entries, Odd, Part, Span};
+use super::lua;
 use crate::account::Account;
 use crate::model::{Certainty, Corruption, Heap, Kind};
 use crate::reader::Reader;
@@ -40,6 +41,8 @@ struct Walk<'s, 'b> {
     magazines: Vec<u64>,
     met: usize,
     tally: Tally,
+    /// Entries of Lua heaps' pages that were counted, by chunk.
+    lua_books: Vec<u64>,
     certainty: Certainty,
     corruptions: Vec<Corruption>,
     claims: Vec<Range<u64>>,
@@ -49,7 +52,9 @@ struct Walk<'s, 'b> {
 pub(super) fn walk(source: &dyn MemorySource, at: u64, block: &Block) -> Result<Option<Heap>, Fault> {
     let tables = block.tables();
     let heaps = heap_ranges(source, block)?;
-    let books = || tables.iter().chain(&heaps).cloned();
+    let states = lua::states(source, block)?;
+    let lua = || states.iter().map(|state| state.range.clone());
+    let books = || tables.iter().chain(&heaps).cloned().chain(lua());
     if block.paged == 0 || !books().all(|range| is_mapped(source, range)) {
         return Ok(None);
     }
@@ -65,8 +70,9 @@ pub(super) fn walk(source: &dyn MemorySource, at: u64, block: &Block) -> Result<
         account: Account::new(source),
         readers: [(); 4].map(|()| Reader::new(source)),
         entries: Entries::default(),
-        magazines: magazines(source, block, &heaps)?,
+        magazines: in_hand(source, block, &heaps, &states)?,
         met: 0,
+        lua_books: Vec::new(),
         tally: Tally { slots: vec![(0, 0); block.classes.len()], ..Tally::default() },
         certainty: Certainty { still: source.is_still(), ..Certainty::default() },
         corruptions: Vec::new(),
@@ -77,7 +83,9 @@ pub(super) fn walk(source: &dyn MemorySource, at: u64, block: &Block) -> Result<
         walk.account.metadata(range.end - range.start);
         walk.take(range)?;
     }
-    walk.finish(source, at).map(Some)
+    let mut heap = walk.finish(source, at)?;
+    heap.notes.extend(states.iter().map(|state| state.note(block)));
+    Ok(Some(heap))
 }
 
 impl Walk<'_, '_> {
@@ -152,6 +160,18 @@ impl Walk<'_, '_> {
             into.clear();
             into.extend_from_slice(reader.bytes(start + chunk * bytes, bytes as usize)?);
         }
+        self.entries.lua.clear();
+        if let Some(lua) = self.block.lua.filter(|_| self.entries.has_lua(self.block)) {
+            let bytes = pages * lua.entry_bytes;
+            let start = self.block.range + lua.entry_at + chunk * bytes;
+            let [.., last] = &mut self.readers;
+            self.entries.lua.extend_from_slice(last.bytes(start, bytes as usize)?);
+            if !self.lua_books.contains(&start) {
+                self.lua_books.push(start);
+                self.account.metadata(bytes);
+                self.take(start..start + bytes)?;
+            }
+        }
         Ok(())
     }
 
@@ -168,6 +188,10 @@ impl Walk<'_, '_> {
                 self.tally.run_pages += (range.end - range.start) / self.block.page;
             }
             Part::Span(span) => self.span(&span)?,
+            Part::Kept(range) => {
+                self.account.cached(range.end - range.start);
+                self.account.trimmable(range)?;
+            }
             Part::Between(range) => self.certainty.unresolved += Bytes(range.end - range.start),
         }
         Ok(())
@@ -197,7 +221,7 @@ impl Walk<'_, '_> {
             let touched = into / page..=(into + shape.slot_bytes - 1) / page;
             touched.for_each(|page| in_use[page as usize] = true);
         }
-        if let Some(counts) = self.tally.slots.get_mut(usize::from(span.class)) {
+        if let Some(counts) = self.tally.slots.get_mut(usize::from(span.class)).filter(|_| !span.lua) {
             *counts = (counts.0 + out, counts.1 + free);
         }
         self.trimmable_span(span.start, &shape, &in_use)
@@ -340,8 +364,13 @@ fn heap_ranges(source: &dyn MemorySource, block: &Block) -> Result<Vec<Range<u64
     Ok(ranges)
 }
 
-/// What is in all threads' magazines, ascending.
-fn magazines(source: &dyn MemorySource, block: &Block, heaps: &[Range<u64>]) -> Result<Vec<u64>, Fault> {
+/// What is in all threads' magazines and Lua heaps' hands, ascending.
+fn in_hand(
+    source: &dyn MemorySource,
+    block: &Block,
+    heaps: &[Range<u64>],
+    states: &[lua::State],
+) -> Result<Vec<u64>, Fault> {
     let mut reader = Reader::new(source);
     let mut found = Vec::new();
     for heap in heaps {
@@ -358,11 +387,15 @@ fn magazines(source: &dyn MemorySource, block: &Block, heaps: &[Range<u64>]) -> 
             found.extend(bytes.iter().skip(1).take(count).map(|word| u64::from_le_bytes(*word)));
         }
     }
+    found.extend(states.iter().flat_map(|state| &state.in_hand));
     found.sort_unstable();
     Ok(found)
 }
 
-/// Whether all of `range` is mapped, and no file. The program may have protected a part of what is its own.
+/// Whether all of `range` is mapped, and no file but that from which pages of Lua heaps share frames. The program may
+/// have protected a part of what is its own.
 fn is_mapped(source: &dyn MemorySource, range: Range<u64>) -> bool {
-    covered(source, range, |area| area.inode == 0 && !area.perms.shared)
+    covered(source, range, |area| {
+        (area.inode == 0 && !area.perms.shared) || area.path.starts_with(b"/memfd:ebbtide lua")
+    })
 }

@@ -33,6 +33,20 @@ pub(crate) fn have(program: &str) -> bool {
     found
 }
 
+/// Whether the library defines a function for programs to find instead of the one they mean; says that the test is
+/// skipped if not.
+pub(crate) fn defines(function: &str) -> bool {
+    if !have("nm") {
+        return false;
+    }
+    let symbols = succeed(Command::new("nm").args(["-D", "--defined-only"]).arg(library()));
+    let found = symbols.lines().any(|line| line.ends_with(&format!(" {function}")));
+    if !found {
+        println!("skipped: the library does not define {function}");
+    }
+    found
+}
+
 /// Compiles `tests/c/NAME` and returns the program; `None`, said aloud, without a compiler.
 pub(crate) fn compile(name: &str, flags: &[&str]) -> Option<(tempfile::TempDir, PathBuf)> {
     let compiler = if name.ends_with(".cc") { "g++" } else { "gcc" };

@@ -1,0 +1,180 @@
+//! LuaJIT's functions, found in the library that is loaded.
+//!
+//! Types and numbers are those of lua.h (Lua 5.1) and of luajit2's additions to it.
+
+use core::ffi::{CStr, c_char, c_int, c_void};
+
+/// `lua_State *`, never looked into here.
+pub(super) type L = *mut c_void;
+/// `lua_Alloc`.
+pub(super) type Alloc = unsafe extern "C" fn(*mut c_void, *mut c_void, usize, usize) -> *mut c_void;
+/// `lua_CFunction`.
+pub(super) type Function = unsafe extern "C" fn(L) -> c_int;
+
+pub(super) const GC_COUNT: c_int = 3;
+pub(super) const GC_COUNTB: c_int = 4;
+pub(super) const GC_STEP: c_int = 5;
+pub(super) const GC_SETPAUSE: c_int = 6;
+pub(super) const GC_SETSTEPMUL: c_int = 7;
+pub(super) const GC_ISRUNNING: c_int = 9;
+pub(super) const REGISTRY: c_int = -10000;
+
+const RTLD_LAZY: c_int = 1;
+const RTLD_NOLOAD: c_int = 4;
+const RTLD_DEFAULT: *mut c_void = core::ptr::null_mut();
+const RTLD_NEXT: *mut c_void = core::ptr::without_provenance_mut(usize::MAX);
+
+#[link(name = "c")]
+unsafe extern "C" {
+    fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+    fn dlclose(handle: *mut c_void) -> c_int;
+    fn dladdr(addr: *const c_void, info: *mut Info) -> c_int;
+    fn dl_iterate_phdr(each: Each, data: *mut c_void) -> c_int;
+}
+
+type Each = unsafe extern "C" fn(*const Object, usize, *mut c_void) -> c_int;
+
+/// The beginning of glibc's `struct dl_phdr_info`.
+#[repr(C)]
+struct Object {
+    addr: usize,
+    name: *const c_char,
+}
+
+/// `Dl_info`.
+#[repr(C)]
+struct Info {
+    file: *const c_char,
+    base: *mut c_void,
+    name: *const c_char,
+    at: *mut c_void,
+}
+
+/// The functions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Api {
+    pub(super) newstate: unsafe extern "C" fn(Option<Alloc>, *mut c_void) -> L,
+    pub(super) aux_newstate: unsafe extern "C" fn() -> L,
+    pub(super) close: unsafe extern "C" fn(L),
+    pub(super) getallocf: unsafe extern "C" fn(L, *mut *mut c_void) -> Option<Alloc>,
+    pub(super) atpanic: unsafe extern "C" fn(L, Function) -> Option<Function>,
+    pub(super) cpcall: unsafe extern "C" fn(L, Function, *mut c_void) -> c_int,
+    pub(super) touserdata: unsafe extern "C" fn(L, c_int) -> *mut c_void,
+    pub(super) tolstring: unsafe extern "C" fn(L, c_int, *mut usize) -> *const c_char,
+    pub(super) gc: unsafe extern "C" fn(L, c_int, c_int) -> c_int,
+    pub(super) newthread: unsafe extern "C" fn(L) -> L,
+    pub(super) pushlightuserdata: unsafe extern "C" fn(L, *mut c_void),
+    pub(super) rawset: unsafe extern "C" fn(L, c_int),
+    pub(super) settop: unsafe extern "C" fn(L, c_int),
+    /// luajit2's: what nginx keeps with a coroutine.
+    pub(super) setexdata: Option<unsafe extern "C" fn(L, *mut c_void)>,
+    pub(super) setexdata2: Option<unsafe extern "C" fn(L, *mut c_void)>,
+}
+
+/// Looks for a function; null if it is not there.
+fn look(handle: *mut c_void, name: &CStr) -> *mut c_void {
+    // SAFETY: a handle of dlopen or one of the two special ones, and a NUL-terminated name.
+    unsafe { dlsym(handle, name.as_ptr()) }
+}
+
+/// The function of that name, with the type that the field has.
+macro_rules! function {
+    ($handle:expr, $name:expr) => {{
+        let at = look($handle, $name);
+        // SAFETY: null is `None`; else it is the address of the function that lua.h declares with this type.
+        (!at.is_null()).then(|| unsafe { core::mem::transmute::<*mut c_void, _>(at) })
+    }};
+}
+
+impl Api {
+    fn of(handle: *mut c_void) -> Option<Api> {
+        if look(handle, c"luaJIT_setmode").is_null() {
+            return None;
+        }
+        Some(Api {
+            newstate: function!(handle, c"lua_newstate")?,
+            aux_newstate: function!(handle, c"luaL_newstate")?,
+            close: function!(handle, c"lua_close")?,
+            getallocf: function!(handle, c"lua_getallocf")?,
+            atpanic: function!(handle, c"lua_atpanic")?,
+            cpcall: function!(handle, c"lua_cpcall")?,
+            touserdata: function!(handle, c"lua_touserdata")?,
+            tolstring: function!(handle, c"lua_tolstring")?,
+            gc: function!(handle, c"lua_gc")?,
+            newthread: function!(handle, c"lua_newthread")?,
+            pushlightuserdata: function!(handle, c"lua_pushlightuserdata")?,
+            rawset: function!(handle, c"lua_rawset")?,
+            settop: function!(handle, c"lua_settop")?,
+            setexdata: function!(handle, c"lua_setexdata"),
+            setexdata2: function!(handle, c"lua_setexdata2"),
+        })
+    }
+
+    /// The LuaJIT that the program would have without this library: the next in the order of searching, or, where it
+    /// was loaded for one library only, the first object that defines it.
+    pub(super) fn find() -> Option<Api> {
+        Api::of(RTLD_NEXT).or_else(|| {
+            let mut found: *mut c_void = core::ptr::null_mut();
+            // SAFETY: `is_luajit` treats its last argument as this pointer.
+            unsafe { dl_iterate_phdr(is_luajit, (&raw mut found).cast()) };
+            // The handle is kept, so the library stays.
+            if found.is_null() { None } else { Api::of(found) }
+        })
+    }
+}
+
+/// A `luaL_newstate` that is somewhere, of LuaJIT or of another Lua.
+pub(super) fn any_newstate() -> Option<unsafe extern "C" fn() -> L> {
+    function!(RTLD_NEXT, c"luaL_newstate")
+}
+
+/// A `lua_newstate` that is somewhere.
+pub(super) fn any_plain_newstate() -> Option<unsafe extern "C" fn(Option<Alloc>, *mut c_void) -> L> {
+    function!(RTLD_NEXT, c"lua_newstate")
+}
+
+/// Whether the program itself contains LuaJIT, so that its calls never come here.
+pub(super) fn is_built_in(ours: *const c_void) -> bool {
+    let found = look(RTLD_DEFAULT, c"lua_newstate");
+    !look(RTLD_DEFAULT, c"luaJIT_setmode").is_null() && !found.is_null() && found.cast_const() != ours
+}
+
+/// Stops at an object that defines LuaJIT, with its handle in `found`.
+///
+/// # Safety
+/// As `dl_iterate_phdr` calls it; `found` points to a pointer.
+unsafe extern "C" fn is_luajit(object: *const Object, _size: usize, found: *mut c_void) -> c_int {
+    // SAFETY: libc's structure; the name is NUL-terminated.
+    let name = unsafe { (*object).name };
+    // SAFETY: as above.
+    if name.is_null() || unsafe { *name } == 0 {
+        return 0;
+    }
+    // SAFETY: with RTLD_NOLOAD nothing is loaded, only counted.
+    let handle = unsafe { crate::deepbind::dlopen(name, RTLD_LAZY | RTLD_NOLOAD) };
+    if handle.is_null() {
+        return 0;
+    }
+    let at = look(handle, c"luaJIT_setmode");
+    let mut info = Info {
+        file: core::ptr::null(),
+        base: core::ptr::null_mut(),
+        name: core::ptr::null(),
+        at: core::ptr::null_mut(),
+    };
+    // SAFETY: libc fills in the structure; the strings compared are NUL-terminated.
+    let own = unsafe {
+        !at.is_null()
+            && dladdr(at, &raw mut info) != 0
+            && !info.file.is_null()
+            && CStr::from_ptr(info.file) == CStr::from_ptr(name)
+    };
+    if own {
+        // SAFETY: the caller's pointer.
+        unsafe { found.cast::<*mut c_void>().write(handle) };
+        return 1;
+    }
+    // SAFETY: counted above.
+    unsafe { dlclose(handle) };
+    0
+}

@@ -1,0 +1,481 @@
+//! What is done while the program waits: steps of the collector, and meshing.
+//!
+//! A worker that has answered its last request holds garbage that LuaJIT will look for only when as much again has been
+//! allocated. If it is idle that is never. So when an event loop is about to wait, nothing has come for a moment, and a
+//! heap has seen much allocation since its last cycle, a cycle is run, by `lua_gc(LUA_GCSTEP)`, in slices below a
+//! millisecond; between any two it is asked whether something has come.
+//!
+//! # Why the point is safe
+//!
+//! - No other thread can be running the VM: the process has none ([`lua::alone`], asked of the kernel).
+//! - No Lua is on this thread's stack: while Lua runs, or a C function that Lua called, or a trace, the `cframe` of its
+//!   `lua_State` says where on the C stack the VM was entered, and is null again when the VM has been left
+//!   (vm_x64.dasc, vm_call and vm_resume save and restore it; lib_coroutine.c and lj_api.c rely on it; LuaJIT 2.1,
+//!   15f58c96). Every `lua_State` of the heap is looked at: the main one, and all in slots of that size.
+//! - Steps are run by a coroutine of our own, within lua_cpcall: an error in a finaliser ends there, and what nginx keeps
+//!   with a coroutine (`exdata`: the request) is nobody's, so a finaliser meets no request that is gone.
+//! - A collector that the program has stopped stays stopped (LUA_GCISRUNNING).
+//! - Where a cycle is cut short, the allocation at which LuaJIT goes on by itself is as far away as it was.
+//!
+//! Where the layout of `lua_State` is not as expected, which is found out beforehand ([`Layout::find`]), nothing is run.
+//!
+//! Signals are blocked during a slice and delivered in the wait that follows, as without us: else a handler's word that
+//! the loop is to end would come between two waits, and be noticed late. Finalisers run with the signals as they were, as
+//! they may start programs.
+
+use super::api::{self, Api, L};
+use super::{hook, is_set};
+use core::ffi::{c_int, c_void};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use ebbtide_malloc::lua::{self, Notes, State};
+
+/// Milliseconds without an event after which the program counts as resting.
+const QUIET_MS: u64 = 20;
+/// Milliseconds with work pending after which slices are made between events, too: one in so many milliseconds.
+const STARVED_MS: u64 = 2000;
+const STARVED_EVERY_MS: u64 = 20;
+/// Microseconds of a slice of the collector.
+const SLICE_US: u64 = 700;
+/// Bytes allocated since the last time below which nothing is done.
+const LEAST: u64 = 512 << 10;
+/// lua_States looked at, at most; with more, nothing is run.
+const STATES_MOST: u32 = 20_000;
+
+static OFF: AtomicBool = AtomicBool::new(false);
+/// Since when there has been work and no quiet moment, in milliseconds; 0 for not.
+static PENDING_MS: AtomicU64 = AtomicU64::new(0);
+
+/// A glibc signal set.
+pub(super) type Signals = [u64; 16];
+
+#[link(name = "c")]
+unsafe extern "C" {
+    fn pthread_sigmask(how: c_int, new: *const Signals, old: *mut Signals) -> c_int;
+    fn sigpending(set: *mut Signals) -> c_int;
+}
+
+const SIG_SETMASK: c_int = 2;
+
+/// In the constructor.
+pub(super) fn prepare() {
+    OFF.store(is_set(c"EBBTIDE_LUA_COLLECT", c"off"), Relaxed);
+}
+
+/// A state was made, with this heap.
+///
+/// # Safety
+/// Both must be new and the running thread's.
+pub(super) unsafe fn begin(state: L, heap: State) {
+    // SAFETY: the caller's.
+    let notes = unsafe { heap.notes() };
+    notes.state = state as usize;
+    // SAFETY: as above.
+    unsafe { heap.tell_state(state as usize) };
+}
+
+/// Where in a `lua_State` and its `global_State` what is needed lies: offsets of lj_obj.h with LJ_GC64, luajit2 or not.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    state: usize,
+    global: usize,
+}
+
+impl Layout {
+    const KIND: usize = 9;
+    const GLREF: usize = 16;
+    const CFRAME: usize = 80;
+    const TOTAL: usize = 16;
+    const THRESHOLD: usize = 24;
+    const PHASE: usize = 33;
+    const DEBT: usize = 88;
+    const STEPMUL: usize = 104;
+    const PAUSE: usize = 108;
+    /// ~LJ_TTHREAD
+    const THREAD: u8 = 6;
+    /// GCSpause and GCSfinalize (lj_gc.h).
+    const BETWEEN: u8 = 0;
+    const FINALIZE: u8 = 5;
+
+    fn word(at: usize) -> *mut u64 {
+        core::ptr::with_exposed_provenance_mut(at)
+    }
+
+    /// # Safety
+    /// `at` must be mapped and a multiple of 8.
+    unsafe fn read(at: usize) -> u64 {
+        // SAFETY: the caller's.
+        unsafe { Self::word(at).read_volatile() }
+    }
+
+    /// # Safety
+    /// `at` must be mapped.
+    unsafe fn byte(at: usize) -> u8 {
+        // SAFETY: the caller's.
+        unsafe { core::ptr::with_exposed_provenance::<u8>(at).read_volatile() }
+    }
+
+    /// The layout of a state with a heap of ours; `None` if it is another one than is known here.
+    ///
+    /// # Safety
+    /// The state must be alive, and nobody else may use it.
+    unsafe fn find(api: &Api, state: usize, heap: State) -> Option<Layout> {
+        // SAFETY: a lua_State has more than 24 bytes in any build.
+        let (kind, global) =
+            unsafe { (Self::byte(state + Self::KIND), Self::read(state + Self::GLREF) as usize) };
+        // GG_State (lj_dispatch.h): the main lua_State and the global_State behind it. 96 bytes, luajit2 112.
+        if kind != Self::THREAD || !matches!(global.wrapping_sub(state), 96 | 112) {
+            return None;
+        }
+        let layout = Layout { state, global };
+        let l = core::ptr::with_exposed_provenance_mut::<c_void>(state);
+        // SAFETY: the offsets lie within the GG_State, some KB of memory; lua_gc is as lua.h says.
+        unsafe {
+            let ours = Self::read(global) as usize == lua::lua_alloc as *const () as usize
+                && Self::read(global + 8) as usize == heap.data() as usize;
+            let pause = (api.gc)(l, api::GC_SETPAUSE, 200);
+            (api.gc)(l, api::GC_SETPAUSE, pause);
+            let stepmul = (api.gc)(l, api::GC_SETSTEPMUL, 200);
+            (api.gc)(l, api::GC_SETSTEPMUL, stepmul);
+            let total = (api.gc)(l, api::GC_COUNT, 0) as u64 * 1024 + (api.gc)(l, api::GC_COUNTB, 0) as u64;
+            let collector = Self::read(global + Self::STEPMUL) == (pause as u64) << 32 | stepmul as u64
+                && Self::read(global + Self::TOTAL) == total
+                && Self::PAUSE == Self::STEPMUL + 4;
+            (ours && collector).then_some(layout)
+        }
+    }
+
+    fn size(self) -> usize {
+        self.global - self.state
+    }
+
+    /// # Safety
+    /// As for [`Layout::find`].
+    unsafe fn cframe(state: usize) -> u64 {
+        // SAFETY: within a lua_State.
+        unsafe { Self::read(state + Self::CFRAME) }
+    }
+
+    /// Whether no Lua is on any C stack.
+    ///
+    /// # Safety
+    /// As for [`Layout::find`].
+    unsafe fn nothing_runs(self, heap: State) -> bool {
+        // SAFETY: the caller's.
+        if unsafe { Self::cframe(self.state) } != 0 {
+            return false;
+        }
+        let mut seen = 0;
+        // SAFETY: the caller's; blocks of that size have at least the bytes of a lua_State.
+        unsafe {
+            heap.each_block(self.size(), |at| {
+                seen += 1;
+                let is_state = Self::byte(at + Self::KIND) == Self::THREAD
+                    && Self::read(at + Self::GLREF) as usize == self.global;
+                seen <= STATES_MOST && (!is_state || Self::cframe(at) == 0)
+            })
+        }
+    }
+}
+
+/// What [`steps`] is told and tells.
+struct Work {
+    layout: Layout,
+    gc: unsafe extern "C" fn(L, c_int, c_int) -> c_int,
+    until_us: u64,
+    /// Finalisers may be run.
+    finalize: bool,
+    outcome: Outcome,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// Time is up.
+    Cut,
+    /// Finalisers are to be run next.
+    Finalizers,
+    /// A cycle ended.
+    Cycle,
+}
+
+/// Runs steps of the collector, in a protected call.
+///
+/// # Safety
+/// As LuaJIT calls it, with the address of a [`Work`].
+unsafe extern "C" fn steps(l: L) -> c_int {
+    // SAFETY: Lua hands over the two arguments of lua_cpcall; the offsets were found to be right.
+    unsafe {
+        let Some(api) = hook::api() else { return 0 };
+        let work = (api.touserdata)(l, 1).cast::<Work>();
+        loop {
+            let global = (*work).layout.global;
+            if Layout::byte(global + Layout::PHASE) == Layout::FINALIZE && !(*work).finalize {
+                (*work).outcome = Outcome::Finalizers;
+                return 0;
+            }
+            // LUA_GCSTEP does not come back before a debt is paid, however long that takes.
+            Layout::word(global + Layout::DEBT).write_volatile(0);
+            if ((*work).gc)(l, api::GC_STEP, 0) == 1 {
+                (*work).outcome = Outcome::Cycle;
+                return 0;
+            }
+            if lua::now_us() >= (*work).until_us {
+                return 0;
+            }
+        }
+    }
+}
+
+/// Makes a coroutine of our own and anchors it in the registry, in a protected call.
+///
+/// # Safety
+/// As LuaJIT calls it, with the address of a `usize` for the coroutine and then of the C stack frame.
+unsafe extern "C" fn make_coroutine(l: L) -> c_int {
+    static KEY: u8 = 0;
+    let Some(api) = hook::api() else { return 0 };
+    // SAFETY: the stack has room for LUA_MINSTACK values; the argument is that of lua_cpcall.
+    unsafe {
+        let out = (api.touserdata)(l, 1).cast::<[usize; 2]>();
+        (api.pushlightuserdata)(l, (&raw const KEY).cast_mut().cast());
+        let thread = (api.newthread)(l);
+        (api.rawset)(l, api::REGISTRY);
+        *out = [thread as usize, Layout::cframe(l as usize) as usize];
+    }
+    0
+}
+
+/// Finds the layout and makes the coroutine, once for each state.
+///
+/// # Safety
+/// As for [`Layout::find`].
+unsafe fn introduce(api: &Api, heap: State, notes: &mut Notes) -> Option<Layout> {
+    if notes.unknown {
+        return None;
+    }
+    // SAFETY: the caller's.
+    let layout = unsafe { Layout::find(api, notes.state, heap) };
+    notes.unknown = layout.is_none();
+    let layout = layout?;
+    // SAFETY: the caller's.
+    if notes.coroutine == 0 && unsafe { layout.nothing_runs(heap) } {
+        let mut made = [0_usize; 2];
+        let l = core::ptr::with_exposed_provenance_mut(notes.state);
+        let here = (&raw mut made) as usize;
+        // SAFETY: no Lua runs, so the main state may be called into.
+        let failed = unsafe { (api.cpcall)(l, make_coroutine, (&raw mut made).cast()) } != 0;
+        if failed {
+            // SAFETY: takes the error off the stack.
+            unsafe { (api.settop)(l, -2) };
+            return None;
+        }
+        // During the call `cframe` was on this very stack, and afterwards it is null: so it is what it is taken for.
+        // SAFETY: the caller's.
+        let known = made[1].abs_diff(here) < 1 << 16 && unsafe { Layout::cframe(notes.state) } == 0;
+        notes.unknown = !known;
+        notes.coroutine = if known { made[0] } else { 0 };
+    }
+    (!notes.unknown && notes.coroutine != 0).then_some(layout)
+}
+
+/// What comes after a slice.
+enum Next {
+    /// Another slice.
+    More,
+    /// A finaliser is next: it is not to run with the signals blocked.
+    Finalizer,
+    /// Nothing for so many milliseconds.
+    In(u64),
+    /// Nothing until something was allocated.
+    Nothing,
+}
+
+/// A slice for one heap.
+///
+/// # Safety
+/// No other thread may run.
+unsafe fn slice(api: &Api, heap: State, finalize: bool) -> Next {
+    // SAFETY: the caller's.
+    let (notes, flow) = unsafe { (heap.notes(), heap.told().flow.get()) };
+    if flow.saturating_sub(notes.done.load(Relaxed)) < LEAST {
+        return Next::Nothing;
+    }
+    if notes.rested != flow {
+        // SAFETY: the caller's.
+        if let Some(next) = unsafe { collect(api, heap, notes, finalize) } {
+            return next;
+        }
+        // SAFETY: the caller's.
+        unsafe { heap.rest() };
+        // Tidying up takes back what was only held ready.
+        // SAFETY: the caller's.
+        notes.rested = unsafe { heap.told().flow.get() };
+    }
+    // SAFETY: the caller's.
+    match unsafe { heap.mesh() } {
+        Some(0) => Next::More,
+        Some(ms) => Next::In(ms),
+        None => {
+            notes.done.store(notes.rested, Relaxed);
+            Next::Nothing
+        }
+    }
+}
+
+/// A slice of the collector; `None` if there is nothing for it to do.
+///
+/// # Safety
+/// As for [`slice`].
+unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> Option<Next> {
+    if OFF.load(Relaxed) {
+        return None;
+    }
+    // SAFETY: the caller's.
+    let layout = unsafe { introduce(api, heap, notes) }?;
+    // SAFETY: the offsets were found to be right.
+    let total = || unsafe { Layout::read(layout.global + Layout::TOTAL) };
+    let l = core::ptr::with_exposed_provenance_mut::<c_void>(notes.coroutine);
+    // SAFETY: the caller's.
+    let flow = unsafe { heap.told().flow.get() };
+    let new = flow.saturating_sub(notes.collected) >= (total() / 2).max(LEAST);
+    if notes.cycles == 0 && !new {
+        return None;
+    }
+    // SAFETY: the caller's, and the state is alive.
+    if unsafe { (api.gc)(l, api::GC_ISRUNNING, 0) != 1 || !layout.nothing_runs(heap) } {
+        return None;
+    }
+    if new {
+        // A cycle that has begun, by LuaJIT or the last time, may have marked already what is garbage now: then one more.
+        // SAFETY: the offsets were found to be right.
+        let begun = unsafe { Layout::byte(layout.global + Layout::PHASE) } != Layout::BETWEEN;
+        (notes.cycles, notes.before, notes.collected) = (1 + u8::from(begun), total(), flow);
+    }
+    let began = lua::now_us();
+    let until_us = began + SLICE_US;
+    let mut work = Work { layout, gc: api.gc, until_us, finalize, outcome: Outcome::Cut };
+    // SAFETY: no Lua runs and no other thread; the coroutine is our own and anchored.
+    unsafe {
+        let threshold = Layout::read(layout.global + Layout::THRESHOLD);
+        api.setexdata.inspect(|set| set(l, core::ptr::null_mut()));
+        api.setexdata2.inspect(|set| set(l, core::ptr::null_mut()));
+        if (api.cpcall)(l, steps, (&raw mut work).cast()) != 0 {
+            (api.settop)(l, 0);
+        }
+        if work.outcome != Outcome::Cycle {
+            Layout::word(layout.global + Layout::THRESHOLD).write_volatile(threshold);
+        }
+        heap.tell_slice(lua::now_us() - began);
+    }
+    match work.outcome {
+        Outcome::Cut => return Some(Next::More),
+        Outcome::Finalizers => return Some(Next::Finalizer),
+        Outcome::Cycle => {}
+    }
+    notes.cycles -= 1;
+    if notes.cycles > 0 {
+        return Some(Next::More);
+    }
+    // SAFETY: the caller's.
+    unsafe { heap.tell_collected(notes.before.saturating_sub(total())) };
+    Some(Next::More)
+}
+
+/// Waits by `wait`, which is given milliseconds and signals to block meanwhile, and does what is to be done.
+pub(super) fn while_waiting(timeout: c_int, wait: impl Fn(c_int, Option<&Signals>) -> c_int) -> c_int {
+    let Some(api) = hook::api().filter(|_| lua::any_flow(|flow, done| flow.saturating_sub(done) >= LEAST))
+    else {
+        return wait(timeout, None);
+    };
+    let began = lua::now_us() / 1000;
+    let left = |most: u64| {
+        let gone = lua::now_us() / 1000 - began;
+        let left = if timeout < 0 { u64::from(u32::MAX) } else { (timeout as u64).saturating_sub(gone) };
+        left.min(most).min(c_int::MAX as u64) as c_int
+    };
+    let rest = |left: c_int| if timeout < 0 { -1 } else { left };
+    let since = match PENDING_MS.load(Relaxed) {
+        0 => began,
+        since => since,
+    };
+    PENDING_MS.store(since, Relaxed);
+    let mut starved = began.saturating_sub(since) > STARVED_MS;
+    let got = wait(left(if starved { 0 } else { QUIET_MS }), None);
+    if got != 0 || (timeout >= 0 && left(u64::MAX) == 0) {
+        return got;
+    }
+    if !lua::alone() {
+        return wait(rest(left(u64::MAX)), None);
+    }
+    let before = block_signals();
+    let mut done = false;
+    let got = loop {
+        let got = wait(0, Some(&before));
+        if got != 0 || (timeout >= 0 && left(u64::MAX) == 0) {
+            break got;
+        }
+        if done || is_signal_pending(&before) {
+            break wait(rest(left(u64::MAX)), Some(&before));
+        }
+        match slices(&api, &before) {
+            Next::More if starved => {
+                let got = wait(left(STARVED_EVERY_MS), Some(&before));
+                if got != 0 {
+                    break got;
+                }
+                starved = false;
+            }
+            Next::More | Next::Finalizer => {}
+            Next::In(ms) => {
+                let got = wait(left(ms), Some(&before));
+                if got != 0 {
+                    break got;
+                }
+            }
+            Next::Nothing => {
+                PENDING_MS.store(0, Relaxed);
+                done = true;
+            }
+        }
+    };
+    restore_signals(&before);
+    got
+}
+
+/// A slice for the first heap that has work; else when there will be some.
+fn slices(api: &Api, before: &Signals) -> Next {
+    let mut soonest = None;
+    for heap in lua::all() {
+        // SAFETY: the process has no other thread, and this one is about to wait.
+        match unsafe { slice(api, heap, false) } {
+            Next::More => return Next::More,
+            Next::Finalizer => {
+                let blocked = restore_signals(before);
+                // SAFETY: as above.
+                let next = unsafe { slice(api, heap, true) };
+                restore_signals(&blocked);
+                return next;
+            }
+            Next::In(ms) => soonest = Some(soonest.unwrap_or(ms).min(ms)),
+            Next::Nothing => {}
+        }
+    }
+    soonest.map_or(Next::Nothing, Next::In)
+}
+
+fn block_signals() -> Signals {
+    restore_signals(&[u64::MAX; 16])
+}
+
+/// Sets which signals are blocked; which were.
+fn restore_signals(set: &Signals) -> Signals {
+    let mut old = [0; 16];
+    // SAFETY: libc reads and writes one set each.
+    unsafe { pthread_sigmask(SIG_SETMASK, set, &raw mut old) };
+    old
+}
+
+/// Whether a signal waits that was not blocked before.
+fn is_signal_pending(before: &Signals) -> bool {
+    let mut set = [0; 16];
+    // SAFETY: libc writes one set.
+    unsafe { sigpending(&raw mut set) == 0 && set[0] & !before[0] != 0 }
+}

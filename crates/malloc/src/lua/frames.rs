@@ -1,0 +1,150 @@
+//! Frames that several pages share: pages of one file in memory (memfd_create(2)), which is never longer than needed.
+//!
+//! Pages are mapped from it MAP_SHARED: each slot is one page's alone, so whoever writes to one writes where no other
+//! page has anything, and the pages stay together whatever the VM writes; its collector writes to every object in each
+//! cycle, and private pages would each get a copy. A forked child must not see the parent's writes, nor the parent the
+//! child's. So before a fork the pages are mapped anew, MAP_PRIVATE, from the same frames, and the file is never written
+//! to again: parent and child each get copies of what they write to. A child made behind libc's back does not get the
+//! pages at all (MADV_DONTFORK): it cannot do harm.
+//!
+//! The descriptor may be closed by a program that closes what it does not know, and its number be another file's: it is
+//! looked at before each use.
+
+use crate::class::PAGE;
+use crate::map::Page;
+use crate::sys::{self, Errno};
+
+/// Frames at most: so many that mappings, two for each page, and two pages at least to a frame, are what bounds.
+pub(crate) const FRAMES: usize = 8192;
+/// The file grows by so many frames.
+const STEP: usize = 256;
+
+/// The file.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    /// The descriptor, plus one; 0 for none.
+    fd: u32,
+    /// What the descriptor is of.
+    identity: (u64, u64),
+    /// Frames that the file is long.
+    length: u16,
+    /// No frame below is free.
+    low: u16,
+    /// How many pages share each.
+    pages: [u16; FRAMES],
+}
+
+impl Frames {
+    /// Makes sure that there is a file.
+    pub(crate) fn open(&mut self) -> Result<(), Errno> {
+        if self.fd == 0 {
+            let fd = sys::memory_file(c"ebbtide lua")?;
+            self.fd = fd as u32 + 1;
+            self.identity = sys::identity(fd)?;
+            (self.length, self.low) = (0, 0);
+        }
+        self.descriptor().map(drop)
+    }
+
+    /// The descriptor, if it is still the file's.
+    fn descriptor(&self) -> Result<i32, Errno> {
+        let fd = self.fd.checked_sub(1).ok_or(Errno(9))? as i32;
+        if sys::identity(fd)? == self.identity { Ok(fd) } else { Err(Errno(9)) }
+    }
+
+    /// Whether the file is there as it was made.
+    pub(crate) fn is_there(&self) -> bool {
+        self.descriptor().is_ok()
+    }
+
+    /// Takes a frame nobody uses, with these bytes in it.
+    pub(crate) fn take(&mut self, bytes: &[u8; PAGE]) -> Result<u16, Errno> {
+        let fd = self.descriptor()?;
+        let free = self.pages.iter().enumerate().skip(self.low as usize).find(|(_, pages)| **pages == 0);
+        let Some((frame, _)) = free else { return Err(Errno(12)) };
+        if frame >= self.length as usize {
+            let length = (frame + 1).next_multiple_of(STEP);
+            // Making a file longer than the limit would be a signal and not an error.
+            if sys::file_size_limit() < (length * PAGE) as u64 {
+                return Err(Errno(27));
+            }
+            sys::set_length(fd, length * PAGE)?;
+            self.length = length as u16;
+        }
+        sys::write_at(fd, bytes, frame * PAGE)?;
+        self.low = frame as u16;
+        Ok(frame as u16)
+    }
+
+    /// Maps a frame in place of a page, whose live bytes are all in it.
+    pub(crate) fn share(&mut self, page: Page, frame: u16) -> Result<(), Errno> {
+        let (fd, at) = (self.descriptor()?, page.address());
+        // SAFETY: the page is its heap's, and reads afterwards as it did, but where it held nothing.
+        unsafe { sys::map_file_over(at, PAGE, fd, frame as usize * PAGE, sys::Sharing::Shared) }?;
+        sys::not_for_children(at, PAGE);
+        if let Some(pages) = self.pages.get_mut(frame as usize) {
+            *pages += 1;
+        }
+        Ok(())
+    }
+
+    /// A page that holds nothing no longer shares a frame: it is ordinary memory again; the last one's frame is given
+    /// back. Whether it was the last.
+    pub(crate) fn leave(&mut self, page: Page, frame: u16) -> Result<bool, Errno> {
+        let Some(pages) = self.pages.get_mut(frame as usize) else { return Ok(false) };
+        let last = *pages == 1;
+        if last {
+            // SAFETY: the page is its heap's and holds nothing, nor does any other that shares the frame.
+            unsafe { sys::punch(page.address(), PAGE) };
+        }
+        restore(page)?;
+        *pages -= 1;
+        if *pages == 0 {
+            self.low = self.low.min(frame);
+        }
+        Ok(last)
+    }
+
+    /// Before a fork: a page is mapped from its frame for itself. By the file, if it is there still, else by a copy.
+    pub(crate) fn part(&self, page: Page, frame: u16) -> Result<(), Errno> {
+        match self.descriptor() {
+            // SAFETY: the page is its heap's, and reads the same afterwards.
+            Ok(fd) => unsafe {
+                sys::map_file_over(page.address(), PAGE, fd, frame as usize * PAGE, sys::Sharing::Private)
+            },
+            Err(_) => copy_out(page),
+        }
+    }
+
+    /// The pages have all been parted: nobody here writes to the file any more, and it lives as long as its mappings.
+    pub(crate) fn forget(&mut self) {
+        if let Ok(fd) = self.descriptor() {
+            sys::close(fd);
+        }
+        self.fd = 0;
+        self.pages = [0; FRAMES];
+    }
+}
+
+/// Makes a page that holds nothing ordinary memory.
+pub(crate) fn restore(page: Page) -> Result<(), Errno> {
+    let at = page.address();
+    // SAFETY: the page is its heap's and holds nothing.
+    unsafe { sys::map_over(at, PAGE) }?;
+    // As its neighbours are, so that they become one mapping again.
+    sys::no_huge_pages(at, PAGE);
+    sys::name_mapping(at, PAGE, c"ebbtide heap");
+    Ok(())
+}
+
+/// Makes a page ordinary memory with the bytes it had.
+fn copy_out(page: Page) -> Result<(), Errno> {
+    let mut bytes = [0_u8; PAGE];
+    let at = core::ptr::with_exposed_provenance_mut::<u8>(page.address());
+    // SAFETY: the page is its heap's, mapped, and nobody writes to it meanwhile: the VM stands still.
+    unsafe { at.copy_to_nonoverlapping(bytes.as_mut_ptr(), PAGE) };
+    restore(page)?;
+    // SAFETY: as above.
+    unsafe { at.copy_from_nonoverlapping(bytes.as_ptr(), PAGE) };
+    Ok(())
+}

@@ -1,0 +1,651 @@
+//! A Lua state's heap: slots of single pages, for the one thread that runs the VM at a time. No lock, no atomic
+//! instruction; pages come from the page heap and go back to it.
+//!
+//! A slot is taken from the bits of one word of one page, the lowest first; when they are used up, from the page's
+//! other words, and then from the fullest page of the class. So emptier pages drain.
+//!
+//! Invariants: every page of the heap has the class byte [`LUA`] and its class, and this heap's number as its owner. A
+//! page is one of: its class's current one; listed in the bucket of its count; meshed; full, in
+//! no list; empty and kept for later, with class 0. Blocks above [`TABLE_MAX`] bytes are the general malloc's.
+
+use super::entry::{self, ALIASED, CURRENT, LISTED, LUA, slots};
+use super::mesh::Mesh;
+use crate::class::{self, BUCKETS, CLASSES, Class, PAGE, TABLE_MAX};
+use crate::map::Page;
+use crate::pages::pages;
+use crate::stats::Counter;
+use crate::{bits::CHUNK_PAGES, check, front, purge, sys};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+/// Bins, a power of two so that an index needs no check.
+const BINS: usize = CLASSES.next_power_of_two();
+/// Empty pages kept for the next class that wants one.
+const SPARE: usize = 32;
+/// A heap of so many pages takes neighbours for a class, so many at a time: pages that lie side by side can be meshed
+/// side by side, which takes fewer mappings.
+const LARGE_HEAP: u64 = 512;
+const NEIGHBOURS: usize = 8;
+/// Refills between looks at the clock.
+const OPS_PER_LOOK: u32 = 256;
+
+/// Where one class's next slot comes from.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C, align(64))]
+pub(crate) struct Bin {
+    /// Free slots of one word of the current page.
+    bits: u64,
+    /// The address of the slot of the lowest bit.
+    base: usize,
+    /// The current page, plus one.
+    page: u32,
+    /// Bytes of a slot.
+    size: u32,
+    /// Per bucket the first page, plus one.
+    head: [u32; BUCKETS as usize],
+    /// Which buckets have pages.
+    filled: u8,
+    /// Empty pages that are the class's next, and the first of them.
+    left: u8,
+    next: u32,
+}
+
+/// What is told of a heap; readable from other processes, see `stats::Tables`.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Told {
+    /// The address of the next heap, 0 for none.
+    pub next: AtomicUsize,
+    /// The address of its `lua_State`, 0 while it is being made.
+    pub state: Counter,
+    /// Pages it has.
+    pub pages: Counter,
+    /// Bytes of blocks that are too large for a slot.
+    pub large: Counter,
+    /// Bytes of slots taken up and of large blocks, ever: grows by what is allocated, whatever is freed.
+    pub flow: Counter,
+    /// Pages that share a frame with others.
+    pub meshed: Counter,
+    /// Frames they share.
+    pub frames: Counter,
+    /// Pages that were parted from the others for a fork, ever.
+    pub parted: Counter,
+    /// The longest pause of a slice of meshing, in microseconds.
+    pub longest_us: Counter,
+    /// Cycles of the collector run while nothing else was to do, ever.
+    pub cycles: Counter,
+    /// Bytes by which they made it smaller.
+    pub collected: Counter,
+    /// The longest slice of these, in microseconds.
+    pub longest_cycle_us: Counter,
+    /// Pages that came to share a frame, ever.
+    pub ever_meshed: Counter,
+}
+
+impl Told {
+    /// Nothing yet.
+    pub(crate) const fn new() -> Told {
+        Told {
+            next: AtomicUsize::new(0),
+            state: Counter::new(),
+            pages: Counter::new(),
+            large: Counter::new(),
+            flow: Counter::new(),
+            meshed: Counter::new(),
+            frames: Counter::new(),
+            parted: Counter::new(),
+            longest_us: Counter::new(),
+            cycles: Counter::new(),
+            collected: Counter::new(),
+            longest_cycle_us: Counter::new(),
+            ever_meshed: Counter::new(),
+        }
+    }
+
+    /// What remains to be told of a heap that is closed.
+    pub(crate) fn remember(&self, other: &Told) {
+        self.state.add(1);
+        for (mine, its) in [
+            (&self.cycles, &other.cycles),
+            (&self.collected, &other.collected),
+            (&self.ever_meshed, &other.ever_meshed),
+            (&self.parted, &other.parted),
+        ] {
+            mine.add(its.get());
+        }
+        let longest =
+            [(&self.longest_us, &other.longest_us), (&self.longest_cycle_us, &other.longest_cycle_us)];
+        longest.iter().for_each(|(mine, its)| mine.set(mine.get().max(its.get())));
+    }
+}
+
+/// What the hook remembers of a state.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Notes {
+    /// The `lua_State`.
+    pub state: usize,
+    /// A coroutine of our own; 0 for none.
+    pub coroutine: usize,
+    /// The state's layout is not one that is known.
+    pub unknown: bool,
+    /// Cycles of the collector that are still to be run to the end.
+    pub cycles: u8,
+    /// Bytes that the state had before the first of these.
+    pub before: u64,
+    /// [`Told::flow`] when the last of these ended.
+    pub collected: u64,
+    /// The same when the heap was tidied.
+    pub rested: u64,
+    /// The same when there was nothing left to do.
+    pub done: AtomicU64,
+}
+
+/// The heap of one Lua state.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Heap {
+    /// What others may read.
+    pub told: Told,
+    pub(crate) notes: Notes,
+    pub(crate) bins: [Bin; BINS],
+    /// Never 0, and no other heap's.
+    pub(crate) id: u32,
+    /// Counts stretches of five seconds, see [`Heap::tick`].
+    pub(crate) epoch: u16,
+    /// The epoch in which it was last tidied.
+    rested: u16,
+    nspare: u16,
+    spare: [u32; SPARE],
+    ops: u32,
+    /// The first block, if it is large: the state itself, freed last. 0 if not.
+    whole: usize,
+    /// What [`super::PRESSED`] was when last looked at.
+    pressed: u32,
+    next_look_ms: u64,
+    next_epoch_ms: u64,
+    pub(crate) mesh: Mesh,
+}
+
+/// Where in a [`Heap`] the bins are, for readers from outside.
+pub(crate) const BINS_AT: usize = core::mem::offset_of!(Heap, bins);
+
+static NEXT_ID: AtomicU32 = AtomicU32::new(1);
+
+fn pointer(addr: usize) -> *mut u8 {
+    core::ptr::with_exposed_provenance_mut(addr)
+}
+
+impl Heap {
+    /// Begins a heap in memory that is all zeros, which every field may be.
+    pub(crate) fn begin(&mut self) {
+        self.id = NEXT_ID.fetch_add(1, Relaxed).max(1);
+        for (class, bin) in self.bins.iter_mut().enumerate().take(CLASSES) {
+            bin.size = Class::of(class as u8).size;
+        }
+    }
+
+    /// `size` bytes aligned to 8; null if memory ran out or for size 0.
+    #[inline(always)]
+    pub(crate) fn alloc(&mut self, size: usize) -> *mut u8 {
+        if size.wrapping_sub(1) < TABLE_MAX {
+            self.slot(class::small_by_eight(size))
+        } else {
+            self.large(size)
+        }
+    }
+
+    #[inline(always)]
+    fn slot(&mut self, class: u8) -> *mut u8 {
+        let bin = &mut self.bins[class as usize % BINS];
+        let bits = bin.bits;
+        let addr = if bits != 0 {
+            bin.bits = bits & (bits - 1);
+            bin.base + bits.trailing_zeros() as usize * bin.size as usize
+        } else {
+            self.slot_slowly(class)
+        };
+        let at = pointer(addr);
+        if addr != 0 {
+            // SAFETY: the slot was just taken, has 16 bytes at least and is aligned to 8. For `writers`: nothing
+            // stale is to look like an object.
+            unsafe { at.cast::<u64>().add(1).write(0) };
+        }
+        at
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn slot_slowly(&mut self, class: u8) -> usize {
+        self.tick();
+        let slot = self.refill(class).or_else(|| {
+            // Out of memory: what others hold back may be enough.
+            purge::everything();
+            self.refill(class)
+        });
+        crate::keeper::poke();
+        slot.unwrap_or(0)
+    }
+
+    /// Takes up the next word of free slots, and pops one.
+    fn refill(&mut self, class: u8) -> Option<usize> {
+        loop {
+            let bin = &mut self.bins[class as usize % BINS];
+            if bin.page != 0 {
+                let page = Page::at(bin.page as usize - 1);
+                if let Some((word, bits)) = page.entry().take_word() {
+                    bin.base = page.address() + word * 64 * bin.size as usize;
+                    bin.bits = bits & (bits - 1);
+                    self.told.flow.add(u64::from(bits.count_ones()) * u64::from(bin.size));
+                    return Some(bin.base + bits.trailing_zeros() as usize * bin.size as usize);
+                }
+                bin.page = 0;
+                page.entry().set(CURRENT, false);
+                page.entry().set_due(Class::of(class));
+            }
+            let page = match self.fullest(class) {
+                Some(page) => page,
+                None => self.new_page(class)?,
+            };
+            let entry = page.entry();
+            entry.touched.set(self.epoch);
+            entry.set(CURRENT, true);
+            entry.set_due(Class::of(class));
+            self.bins[class as usize % BINS].page = page.index() as u32 + 1;
+        }
+    }
+
+    /// Takes the fullest page of a class that has free slots out of its list.
+    fn fullest(&mut self, class: u8) -> Option<Page> {
+        let bin = &self.bins[class as usize % BINS];
+        let head = *bin.head.get(bin.filled.trailing_zeros() as usize)?;
+        let page = Page::at(head as usize - 1);
+        self.unlist(page, class);
+        Some(page)
+    }
+
+    fn new_page(&mut self, class: u8) -> Option<Page> {
+        let page = self.neighbour(class).or_else(|| self.spare_page())?;
+        entry::ensure(page).ok()?;
+        page.entry().begin(Class::of(class), self.id);
+        page.class().store(LUA | class, Relaxed);
+        Some(page)
+    }
+
+    /// The next of the pages that were taken for a class together.
+    fn neighbour(&mut self, class: u8) -> Option<Page> {
+        let bin = &mut self.bins[class as usize % BINS];
+        if bin.left == 0 {
+            if self.nspare > 0 || self.told.pages.get() < LARGE_HEAP {
+                return None;
+            }
+            let first = pages().run(NEIGHBOURS, 1)?.page;
+            (0..NEIGHBOURS).for_each(|i| first.plus(i).class().store(LUA, Relaxed));
+            bin.next = first.index() as u32;
+            bin.left = NEIGHBOURS as u8;
+            self.told.pages.add(NEIGHBOURS as u64);
+        }
+        bin.left -= 1;
+        bin.next += 1;
+        Some(Page::at(bin.next as usize - 1))
+    }
+
+    fn spare_page(&mut self) -> Option<Page> {
+        if self.nspare == 0 {
+            // More at a time the larger the heap is.
+            let want = (self.told.pages.get() as usize / 8).clamp(1, SPARE / 2);
+            let got = pages().spans(1, self.spare.get_mut(..want)?);
+            self.spare.iter().take(got).for_each(|page| Page::at(*page as usize).class().store(LUA, Relaxed));
+            self.nspare = got as u16;
+            self.told.pages.add(got as u64);
+            // The lowest comes out first.
+            self.spare.get_mut(..got)?.reverse();
+        }
+        let last = self.nspare.checked_sub(1)?;
+        self.nspare = last;
+        Some(Page::at(*self.spare.get(last as usize)? as usize))
+    }
+
+    /// Frees a block that was allocated with `size` bytes: what `size` says is believed of large blocks only. Whether
+    /// it was the state itself, so that the heap can be closed.
+    ///
+    /// # Safety
+    /// `at` must be a block of this heap that nobody uses any more.
+    #[inline(always)]
+    pub(crate) unsafe fn free(&mut self, at: *mut u8, size: usize) -> bool {
+        let addr = at.expose_provenance();
+        match owned(addr) {
+            Some((page, class)) => {
+                self.free_slot(addr, page, class);
+                false
+            }
+            // SAFETY: the caller's block; it is no slot, so it came from `large`.
+            None => unsafe { self.free_large(at, size) },
+        }
+    }
+
+    #[inline(always)]
+    fn free_slot(&mut self, addr: usize, page: Page, class: u8) {
+        let (entry, shape) = (page.entry(), Class::of(class));
+        let off = addr % PAGE;
+        let index = ((off as u64 * u64::from(shape.magic)) >> 32) as u32;
+        let word = &entry.free[index as usize / 64 % 4];
+        let bit = 1_u64 << (index % 64);
+        if index * shape.size != off as u32 || index >= shape.slots || word.get() & bit != 0 {
+            wrong_free(addr, word.get() & bit != 0);
+        }
+        word.set(word.get() | bit);
+        entry.touched.set(self.epoch);
+        let count = entry.count.get() + 1;
+        entry.count.set(count);
+        if count == entry.due.get() {
+            self.look(page, class);
+        }
+    }
+
+    /// A page's count has reached its due mark.
+    #[cold]
+    #[inline(never)]
+    fn look(&mut self, page: Page, class: u8) {
+        let (entry, shape) = (page.entry(), Class::of(class));
+        if entry.owner.get() != self.id {
+            check::die("freed by another Lua state's heap", Some(page.address()));
+        }
+        self.unlist(page, class);
+        if u32::from(entry.count.get()) == shape.slots {
+            self.release(page);
+        } else {
+            self.list(page, class);
+        }
+    }
+
+    /// A page that holds nothing leaves its class.
+    fn release(&mut self, page: Page) {
+        page.class().store(LUA, Relaxed);
+        // If it cannot be made ordinary memory, nobody may have it.
+        if page.entry().is(ALIASED) && !self.mesh.leave(page, &self.told) {
+            return;
+        }
+        if self.nspare as usize == SPARE {
+            self.give(SPARE / 2);
+        }
+        if let Some(slot) = self.spare.get_mut(self.nspare as usize) {
+            *slot = page.index() as u32;
+            self.nspare += 1;
+        }
+    }
+
+    /// Gives spare pages back to the page heap, the longest kept first.
+    fn give(&mut self, count: usize) {
+        let count = count.min(self.nspare as usize);
+        let mut heap = pages();
+        for page in self.spare.iter().take(count).map(|page| Page::at(*page as usize)) {
+            page.class().store(0, Relaxed);
+            heap.give(page, 1, false);
+        }
+        drop(heap);
+        self.spare.copy_within(count..self.nspare as usize, 0);
+        self.nspare -= count as u16;
+        self.told.pages.sub(count as u64);
+        crate::keeper::poke();
+    }
+
+    pub(crate) fn list(&mut self, page: Page, class: u8) {
+        let (entry, shape) = (page.entry(), Class::of(class));
+        let count = u32::from(entry.count.get());
+        entry.set_due(shape);
+        if count == 0 {
+            return;
+        }
+        let bucket = shape.bucket(count);
+        let bin = &mut self.bins[class as usize % BINS];
+        let Some(head) = bin.head.get_mut(bucket as usize) else { return };
+        entry.set(LISTED, true);
+        entry.bucket.set(bucket as u8);
+        entry.prev.set(0);
+        entry.next.set(*head);
+        if *head != 0 {
+            Page::at(*head as usize - 1).entry().prev.set(page.index() as u32 + 1);
+        }
+        *head = page.index() as u32 + 1;
+        bin.filled |= 1 << bucket;
+    }
+
+    pub(crate) fn unlist(&mut self, page: Page, class: u8) {
+        let entry = page.entry();
+        if !entry.is(LISTED) {
+            return;
+        }
+        entry.set(LISTED, false);
+        let (next, prev) = (entry.next.get(), entry.prev.get());
+        if next != 0 {
+            Page::at(next as usize - 1).entry().prev.set(prev);
+        }
+        let bin = &mut self.bins[class as usize % BINS];
+        if prev != 0 {
+            Page::at(prev as usize - 1).entry().next.set(next);
+        } else if let Some(head) = bin.head.get_mut(entry.bucket.get() as usize) {
+            *head = next;
+            if next == 0 {
+                bin.filled &= !(1 << entry.bucket.get());
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn large(&mut self, size: usize) -> *mut u8 {
+        if size == 0 || size > isize::MAX as usize {
+            return core::ptr::null_mut();
+        }
+        self.tick();
+        let at = front::malloc8(size);
+        if !at.is_null() {
+            if self.told.flow.get() == 0 {
+                self.whole = at.expose_provenance();
+            }
+            self.told.large.add(size as u64);
+            self.told.flow.add(size as u64);
+        }
+        at
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_large(&mut self, at: *mut u8, size: usize) -> bool {
+        self.told.large.set(self.told.large.get().saturating_sub(size as u64));
+        let addr = at.expose_provenance();
+        // SAFETY: the caller's.
+        unsafe { front::free(at) };
+        addr == self.whole
+    }
+
+    /// Makes a block of `old` bytes one of `new`, keeping what fits of its contents. Null if memory ran out: the block
+    /// is then as it was; one that becomes smaller always has room.
+    ///
+    /// # Safety
+    /// As for [`Heap::free`]; if the result is not null, only it may be used from then on.
+    #[inline]
+    pub(crate) unsafe fn resize(&mut self, at: *mut u8, old: usize, new: usize) -> *mut u8 {
+        let addr = at.expose_provenance();
+        let held = match owned(addr) {
+            Some((_, class)) if new <= TABLE_MAX && class::small_by_eight(new) == class => return at,
+            Some((_, class)) => Class::of(class).size as usize,
+            // SAFETY: the caller's block; it is no slot, so it came from `large`.
+            None if new > TABLE_MAX => return unsafe { self.resize_large(at, old, new) },
+            // SAFETY: as above.
+            None => unsafe { front::usable_size(at) },
+        };
+        let to = self.alloc(new);
+        if to.is_null() {
+            return if new <= held { at } else { to };
+        }
+        // SAFETY: both blocks have as many bytes as are copied and are not the same; the old one is the caller's.
+        unsafe {
+            core::ptr::copy_nonoverlapping(at, to, new.min(held));
+            self.free(at, old);
+        }
+        to
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn resize_large(&mut self, at: *mut u8, old: usize, new: usize) -> *mut u8 {
+        if new > isize::MAX as usize {
+            return core::ptr::null_mut();
+        }
+        // SAFETY: the caller's.
+        let to = unsafe { front::realloc(at, 8, new) };
+        if !to.is_null() {
+            self.told.large.set((self.told.large.get() + new as u64).saturating_sub(old as u64));
+            self.told.flow.add((new as u64).saturating_sub(old as u64));
+        }
+        to
+    }
+
+    /// Now and then: time goes by, and what is due is done, for less than a millisecond.
+    #[inline]
+    fn tick(&mut self) {
+        self.ops += 1;
+        if self.ops.is_multiple_of(OPS_PER_LOOK) {
+            self.look_at_the_clock();
+        }
+    }
+
+    #[cold]
+    fn look_at_the_clock(&mut self) {
+        if check::is_asked() {
+            self.verify();
+        }
+        let now = sys::now_ms();
+        if now >= self.next_look_ms {
+            // While the program works, at most half a hundredth of a processor.
+            let more = self.pass_time(now) && self.mesh_slice(super::BUSY_SLICE_US);
+            self.next_look_ms = now + if more { 100 } else { 1000 };
+        }
+    }
+
+    /// Milliseconds until there is something to mesh, 0 for now; `None` if nothing will be, as long as nothing is
+    /// allocated.
+    pub(crate) fn until_mesh(&mut self, now_ms: u64) -> Option<u64> {
+        if self.pass_time(now_ms) {
+            return Some(0);
+        }
+        let pending = self.mesh.is_pending(self.rested, self.told.pages.get());
+        pending.then(|| (self.next_epoch_ms - now_ms).max(1))
+    }
+
+    /// Says what time it is; whether there is anything to mesh.
+    pub(crate) fn pass_time(&mut self, now_ms: u64) -> bool {
+        let pressed = super::PRESSED.load(Relaxed);
+        if pressed != self.pressed {
+            self.pressed = pressed;
+            self.age();
+        }
+        if now_ms >= self.next_epoch_ms {
+            self.epoch = self.epoch.wrapping_add(1);
+            self.next_epoch_ms = now_ms + super::EPOCH_MS;
+        }
+        self.mesh.is_due(self.epoch, self.told.pages.get())
+    }
+
+    /// As if many epochs had gone by.
+    pub(crate) fn age(&mut self) {
+        self.epoch = self.epoch.wrapping_add(super::mesh::COLD);
+        self.mesh.hurry(self.epoch);
+    }
+
+    /// The program rests: no class keeps slots in its hand, no empty page is kept.
+    pub(crate) fn settle(&mut self) {
+        if check::is_asked() {
+            self.verify();
+        }
+        for class in 1..CLASSES as u8 {
+            let bin = &mut self.bins[class as usize % BINS];
+            if bin.left > 0 {
+                let first = Page::at(bin.next as usize);
+                (0..bin.left.into()).for_each(|i| first.plus(i).class().store(0, Relaxed));
+                pages().give(first, bin.left.into(), false);
+                self.told.pages.sub(bin.left.into());
+                bin.left = 0;
+            }
+            if bin.page == 0 {
+                continue;
+            }
+            let page = Page::at(bin.page as usize - 1);
+            let word = (bin.base - page.address()) / (64 * bin.size as usize);
+            let entry = page.entry();
+            if let Some(free) = entry.free.get(word) {
+                free.set(free.get() | bin.bits);
+                entry.count.set(entry.count.get() + bin.bits.count_ones() as u16);
+            }
+            self.told.flow.sub(u64::from(bin.bits.count_ones()) * u64::from(bin.size));
+            (bin.bits, bin.page) = (0, 0);
+            entry.set(CURRENT, false);
+            self.look(page, class);
+        }
+        self.give(SPARE);
+        self.rested = self.epoch;
+    }
+
+    /// The state is closed: every page goes back, whatever is left in it.
+    pub(crate) fn end(&mut self) {
+        self.settle();
+        let mut at = 0;
+        while let Some(chunk) = super::next_paged(at).filter(|_| self.told.pages.get() > 0) {
+            for i in 0..CHUNK_PAGES {
+                let page = Page::at(chunk * CHUNK_PAGES + i);
+                if let Some(class) = self.class_of(page) {
+                    self.unlist(page, class);
+                    self.release(page);
+                }
+            }
+            at = chunk + 1;
+        }
+        self.give(SPARE);
+    }
+
+    /// Calls `f` with the address of every block of the class that `size` bytes have, until it says false; whether it
+    /// never did.
+    pub(crate) fn each_block(&mut self, size: usize, mut f: impl FnMut(usize) -> bool) -> bool {
+        if size == 0 || size > TABLE_MAX {
+            return false;
+        }
+        self.settle();
+        let (class, mut at) = (class::small_by_eight(size), 0);
+        while let Some(chunk) = super::next_paged(at) {
+            for page in (0..CHUNK_PAGES).map(|i| Page::at(chunk * CHUNK_PAGES + i)) {
+                if self.class_of(page) != Some(class) {
+                    continue;
+                }
+                let shape = Class::of(class);
+                let mut live = slots(page.entry().live(shape));
+                if !live.all(|slot| f(page.address() + (slot * shape.size) as usize)) {
+                    return false;
+                }
+            }
+            at = chunk + 1;
+        }
+        true
+    }
+
+    /// The class of a page of this heap.
+    pub(crate) fn class_of(&self, page: Page) -> Option<u8> {
+        let class = page.class().load(Relaxed).wrapping_sub(LUA);
+        let mine = (1..LUA).contains(&class) && page.entry().owner.get() == self.id;
+        mine.then_some(class)
+    }
+}
+
+/// The page and class of an address in a slot of a Lua heap; class 0 if the page holds nothing.
+#[inline(always)]
+fn owned(addr: usize) -> Option<(Page, u8)> {
+    let page = Page::of(addr)?;
+    let class = page.class().load(Relaxed).wrapping_sub(LUA);
+    (class < LUA).then_some((page, class))
+}
+
+#[cold]
+#[inline(never)]
+fn wrong_free(addr: usize, twice: bool) -> ! {
+    if twice { check::double_free(addr) } else { check::invalid_free(addr) }
+}

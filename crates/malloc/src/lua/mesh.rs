@@ -1,0 +1,443 @@
+//! Meshing: pages of one class whose live slots do not overlap share one frame, each where it was.
+//!
+//! A page with one survivor cannot be given back; two such pages can be held in the memory of one. It happens in
+//! rounds, each cut into steps of some tenths of a millisecond, while the VM stands still: inside the allocator, or
+//! while the program waits. Only pages are taken in which no slot was allocated or freed for a while, which are at
+//! most half full, and whose memory nobody but the VM writes to ([`super::writers`]).
+//!
+//! Invariants: a MESHED page is in the list of [`Shared`] and in no other; nothing is allocated from it, and its entry's
+//! links are touched under that lock only, which a fork takes. Mappings made by it stay below half of what the
+//! kernel allows a process. (Neighbours that share neighbouring frames are one mapping.)
+
+use super::entry::{ALIASED, CURRENT, MESHED, slots};
+use super::frames::{self, Frames};
+use super::heap::{Heap, Told};
+use super::writers::Head;
+use crate::bits::CHUNK_PAGES;
+use crate::class::{Class, PAGE, small_by_eight};
+use crate::lock::{Lock, Mutex};
+use crate::map::Page;
+use crate::sys::{self, Errno};
+use core::cmp::Ordering;
+
+/// The largest slots that are meshed: with fewer than sixteen to a page, pages rarely fit.
+const SLOT_MOST: usize = 256;
+/// Epochs without a slot allocated or freed after which a page is cold: twenty seconds at least.
+pub(crate) const COLD: u16 = 5;
+/// Epochs between rounds: as a rule, and at most, where forks take apart what was meshed.
+const WAIT: u16 = 1;
+const WAIT_MOST: u16 = 64;
+/// Pages of a heap below which there is nothing worth a round.
+const PAGES_LEAST: u64 = 64;
+/// Candidates that are fitted together at a time.
+const BATCH: usize = 256;
+/// Neighbours are put into neighbouring frames, up to so many.
+const STRIPE: usize = 16;
+/// Pages meshed in a step, about: each takes some 6 us.
+const STEP_PAGES: usize = 32;
+
+/// The state of meshing in one heap.
+#[derive(Debug)]
+pub(crate) struct Mesh {
+    /// Mappings made by pages that are mapped from files, and at most.
+    mappings: u32,
+    most: u32,
+    /// A round is under way, and where.
+    running: bool,
+    class: u8,
+    page: u32,
+    /// The epoch of the last round's end, and how long to wait from there.
+    last: u16,
+    wait: u16,
+    plan: Plan,
+    /// A frame's bytes, while they are put together.
+    bytes: [u8; PAGE],
+    shared: Mutex<Shared>,
+}
+
+/// What a fork in another thread may come upon.
+#[derive(Debug)]
+struct Shared {
+    frames: Frames,
+    /// The first of the meshed pages, plus one.
+    first: u32,
+    /// They have been parted for a fork, and are ordinary pages mapped from a file.
+    parted: bool,
+}
+
+/// Candidates of one class and which share a frame.
+#[derive(Debug)]
+struct Plan {
+    count: u16,
+    frames: u16,
+    /// The next frame to be made.
+    next: u16,
+    class: u8,
+    pages: [u32; BATCH],
+    frame: [u16; BATCH],
+    /// Slots in use of each frame.
+    used: [[u64; 4]; BATCH],
+}
+
+fn overlap(a: &[u64; 4], b: &[u64; 4]) -> bool {
+    a.iter().zip(b).any(|(a, b)| a & b != 0)
+}
+
+fn join(into: &mut [u64; 4], other: &[u64; 4]) {
+    into.iter_mut().zip(other).for_each(|(into, other)| *into |= other);
+}
+
+/// How many mappings end between a page and its neighbours in its chunk, because one of them is mapped from a file.
+fn boundaries(page: Page) -> u32 {
+    let i = page.index() % CHUNK_PAGES;
+    let before = i > 0 && boundary(page.minus(1), page);
+    let behind = i + 1 < CHUNK_PAGES && boundary(page, page.plus(1));
+    u32::from(before) + u32::from(behind)
+}
+
+fn boundary(a: Page, b: Page) -> bool {
+    let (a, b) = (a.entry(), b.entry());
+    let one = a.is(MESHED) && b.is(MESHED) && a.owner == b.owner && a.frame.get() + 1 == b.frame.get();
+    (a.is(ALIASED) || b.is(ALIASED)) && !one
+}
+
+fn at(page: u32) -> Page {
+    Page::at(page as usize - 1)
+}
+
+impl Plan {
+    /// Puts a page into a frame where its live slots fit: the one behind its neighbour's, or the first.
+    fn add(&mut self, page: Page, live: &[u64; 4]) {
+        let fits = |used: &[u64; 4]| !overlap(used, live);
+        let last = (self.count as usize).checked_sub(1);
+        let behind = last.and_then(|last| {
+            let neighbour = *self.pages.get(last)? as usize + 1 == page.index();
+            let frame = *self.frame.get(last)? as usize + 1;
+            let there = match frame.cmp(&(self.frames as usize)) {
+                Ordering::Less => self.used.get(frame).is_some_and(fits),
+                Ordering::Equal => frame < STRIPE,
+                Ordering::Greater => false,
+            };
+            (neighbour && there).then_some(frame)
+        });
+        let first = || self.used.iter().take(self.frames as usize).position(fits);
+        let frame = behind.or_else(first).unwrap_or(self.frames as usize);
+        let (Some(used), Some(slot), Some(of)) = (
+            self.used.get_mut(frame),
+            self.pages.get_mut(self.count as usize),
+            self.frame.get_mut(self.count as usize),
+        ) else {
+            return;
+        };
+        if frame == self.frames as usize {
+            *used = [0; 4];
+            self.frames += 1;
+        }
+        join(used, live);
+        (*slot, *of) = (page.index() as u32, frame as u16);
+        self.count += 1;
+    }
+
+    fn is_full(&self) -> bool {
+        self.count as usize == BATCH
+    }
+
+    fn of_frame(&self, frame: u16) -> impl Iterator<Item = Page> {
+        let pages = self.pages.iter().zip(&self.frame).take(self.count as usize);
+        pages.filter(move |(_, of)| **of == frame).map(|(page, _)| Page::at(*page as usize))
+    }
+}
+
+impl Shared {
+    fn link(&mut self, page: Page, frame: u16) {
+        let entry = page.entry();
+        entry.frame.set(frame);
+        entry.prev.set(0);
+        entry.next.set(self.first);
+        if self.first != 0 {
+            at(self.first).entry().prev.set(page.index() as u32 + 1);
+        }
+        self.first = page.index() as u32 + 1;
+        entry.set(MESHED, true);
+    }
+
+    fn unlink(&mut self, page: Page) {
+        let entry = page.entry();
+        let (next, prev) = (entry.next.get(), entry.prev.get());
+        if next != 0 {
+            at(next).entry().prev.set(prev);
+        }
+        if prev != 0 {
+            at(prev).entry().next.set(next);
+        } else {
+            self.first = next;
+        }
+        entry.set(MESHED, false);
+    }
+
+    fn pages(&self) -> impl Iterator<Item = Page> {
+        let page = |n: u32| (n != 0).then(|| at(n));
+        core::iter::successors(page(self.first), move |p| page(p.entry().next.get()))
+    }
+}
+
+impl Mesh {
+    /// Whether a slice has anything to do.
+    pub(crate) fn is_due(&mut self, epoch: u16, pages: u64) -> bool {
+        if self.most == 0 {
+            self.most = sys::max_map_count() / 2;
+            self.wait = WAIT;
+        }
+        let rested = epoch.wrapping_sub(self.last) >= self.wait && pages >= PAGES_LEAST;
+        self.running || rested
+    }
+
+    /// A new round is due.
+    pub(crate) fn hurry(&mut self, epoch: u16) {
+        self.running = false;
+        (self.wait, self.last) = (WAIT, epoch.wrapping_sub(WAIT));
+    }
+
+    /// Whether what was touched in epoch `rested` for the last time is still to be looked at.
+    pub(crate) fn is_pending(&self, rested: u16, pages: u64) -> bool {
+        let since = self.last.wrapping_sub(rested);
+        pages >= PAGES_LEAST && !(COLD..u16::MAX / 2).contains(&since)
+    }
+
+    /// A page that holds nothing is ordinary memory again; false if the kernel refused that.
+    pub(crate) fn leave(&mut self, page: Page, told: &Told) -> bool {
+        let entry = page.entry();
+        let before = boundaries(page);
+        let mut shared = self.shared.lock();
+        let done = if entry.is(MESHED) {
+            shared.unlink(page);
+            told.meshed.sub(1);
+            let parted = shared.parted;
+            let left = if parted {
+                frames::restore(page).map(|()| false)
+            } else {
+                shared.frames.leave(page, entry.frame.get())
+            };
+            told.frames.sub(u64::from(left == Ok(true)));
+            left.is_ok()
+        } else {
+            frames::restore(page).is_ok()
+        };
+        entry.set(ALIASED, false);
+        self.mappings = (self.mappings + boundaries(page)).saturating_sub(before);
+        done
+    }
+
+    /// Before a fork, in any thread: no page is shared, and no page changes until [`Mesh::forked`].
+    pub(crate) fn part(&self) {
+        self.shared.raw().lock();
+        // SAFETY: the lock is held, until `forked`.
+        let shared = unsafe { self.shared.assume_locked() };
+        // Without the file, pages are copied, which their owner must not be writing to meanwhile. Where he could, a child
+        // does not get them.
+        if shared.first == 0 || shared.parted || !(shared.frames.is_there() || super::alone()) {
+            return;
+        }
+        for page in shared.pages() {
+            // What the kernel refuses stays shared, and is not the child's.
+            let _ = shared.frames.part(page, page.entry().frame.get());
+        }
+        shared.frames.forget();
+        shared.parted = true;
+    }
+
+    /// After a fork.
+    pub(crate) fn lock(&self) -> &Lock {
+        self.shared.raw()
+    }
+}
+
+/// Whether nobody but the VM writes to a page's live slots.
+fn is_the_vms(page: Page, class: &Class, live: [u64; 4]) -> bool {
+    slots(live).all(|slot| {
+        let start = page.address() + (slot * class.size) as usize;
+        let byte = |off: u32| {
+            let at = core::ptr::with_exposed_provenance::<u8>(start + off.min(class.size - 1) as usize);
+            // SAFETY: a byte of the slot, which lies in a page of the heap.
+            unsafe { at.read_volatile() }
+        };
+        let word = |off: usize| {
+            // SAFETY: a slot has 16 bytes at least and is aligned to 8.
+            unsafe { core::ptr::with_exposed_provenance::<u64>(start + off).read_volatile() }
+        };
+        Head { first: word(0), second: word(8) }.is_the_vms(class.size, byte)
+    })
+}
+
+impl Heap {
+    /// Meshes for so many microseconds, about; whether there is more to do.
+    pub(crate) fn mesh_slice(&mut self, budget_us: u64) -> bool {
+        let began = sys::now_us();
+        let mut more = true;
+        while more && sys::now_us() - began < budget_us {
+            more = self.mesh_step();
+        }
+        self.told.longest_us.set(self.told.longest_us.get().max(sys::now_us() - began));
+        more
+    }
+
+    fn mesh_step(&mut self) -> bool {
+        if !self.mesh.running {
+            self.take_over_parted();
+            let mesh = &mut self.mesh;
+            (mesh.running, mesh.class, mesh.page) = (true, 1, 0);
+            (mesh.plan.count, mesh.plan.frames, mesh.plan.next) = (0, 0, 0);
+        } else if self.mesh.plan.next < self.mesh.plan.frames {
+            if self.carry_out().is_err() {
+                // A file or mapping refused: there is no use in trying soon.
+                self.mesh.wait = WAIT_MOST;
+                self.end_round();
+            }
+        } else if self.mesh.class <= small_by_eight(SLOT_MOST) {
+            self.search();
+        } else {
+            self.mesh.wait = (self.mesh.wait / 2).max(WAIT);
+            self.end_round();
+        }
+        self.mesh.running
+    }
+
+    fn end_round(&mut self) {
+        (self.mesh.running, self.mesh.last) = (false, self.epoch);
+    }
+
+    /// What a fork took apart are ordinary pages of their classes, to be meshed again later the more often it was so.
+    fn take_over_parted(&mut self) {
+        let mut page = {
+            let mut shared = self.mesh.shared.lock();
+            if !core::mem::take(&mut shared.parted) {
+                return;
+            }
+            core::mem::take(&mut shared.first)
+        };
+        while page != 0 {
+            let this = at(page);
+            page = this.entry().next.get();
+            self.mesh.mappings = (self.mesh.mappings + 2).saturating_sub(boundaries(this));
+            this.entry().set(MESHED, false);
+            if let Some(class) = self.class_of(this) {
+                self.list(this, class);
+            }
+        }
+        self.told.parted.add(self.told.meshed.get());
+        self.told.meshed.set(0);
+        self.told.frames.set(0);
+        self.mesh.wait = (self.mesh.wait * 4).min(WAIT_MOST);
+    }
+
+    /// Collects candidates of the round's class, in the order of addresses, and fits them together.
+    fn search(&mut self) {
+        let class = self.mesh.class;
+        let plan = &mut self.mesh.plan;
+        (plan.count, plan.frames, plan.next, plan.class) = (0, 0, 0, class);
+        while let Some(chunk) = super::next_paged(self.mesh.page as usize / CHUNK_PAGES) {
+            let first = (self.mesh.page as usize).max(chunk * CHUNK_PAGES);
+            for n in first..(chunk + 1) * CHUNK_PAGES {
+                let page = Page::at(n);
+                if let Some(live) = self.candidate(page, class) {
+                    self.mesh.plan.add(page, &live);
+                }
+                if self.mesh.plan.is_full() {
+                    self.mesh.page = n as u32 + 1;
+                    return;
+                }
+            }
+            self.mesh.page = ((chunk + 1) * CHUNK_PAGES) as u32;
+        }
+        (self.mesh.class, self.mesh.page) = (class + 1, 0);
+    }
+
+    /// The live slots of a page that may be meshed.
+    fn candidate(&self, page: Page, class: u8) -> Option<[u64; 4]> {
+        if self.class_of(page) != Some(class) {
+            return None;
+        }
+        let (entry, shape) = (page.entry(), Class::of(class));
+        let cold = self.epoch.wrapping_sub(entry.touched.get()) >= COLD;
+        let sparse = u32::from(entry.count.get()) * 2 >= shape.slots;
+        if !cold || !sparse || entry.is(CURRENT) || entry.is(MESHED) {
+            return None;
+        }
+        let live = entry.live(shape);
+        is_the_vms(page, shape, live).then_some(live)
+    }
+
+    /// Makes the plan's next frames.
+    fn carry_out(&mut self) -> Result<(), Errno> {
+        self.mesh.shared.lock().frames.open()?;
+        let mut pages = 0;
+        while self.mesh.plan.next < self.mesh.plan.frames && pages < STEP_PAGES {
+            pages += self.make_frame(self.mesh.plan.next)?;
+            self.mesh.plan.next += 1;
+        }
+        Ok(())
+    }
+
+    /// Makes one frame of the plan; how many pages share it.
+    fn make_frame(&mut self, planned: u16) -> Result<usize, Errno> {
+        let class = self.mesh.plan.class;
+        let shape = Class::of(class);
+        let (mut used, mut pages, mut count) = ([0; 4], [0_u32; BATCH], 0);
+        // Time may have gone by since the plan was made.
+        for page in self.mesh.plan.of_frame(planned) {
+            let Some(live) = self.candidate(page, class).filter(|live| !overlap(&used, live)) else {
+                continue;
+            };
+            if let Some(slot) = pages.get_mut(count) {
+                join(&mut used, &live);
+                *slot = page.index() as u32;
+                count += 1;
+            }
+        }
+        if count < 2 || self.mesh.mappings as usize + 2 * count > self.mesh.most as usize {
+            return Ok(0);
+        }
+        let pages = || pages.iter().take(count).map(|page| Page::at(*page as usize));
+        for page in pages() {
+            for slot in slots(page.entry().live(shape)) {
+                let (at, len) = ((slot * shape.size) as usize, shape.size as usize);
+                let Some(to) = self.mesh.bytes.get_mut(at..at + len) else { continue };
+                // SAFETY: a slot in use of a page of this heap, and nobody writes to it: the VM stands still.
+                to.copy_from_slice(unsafe {
+                    core::slice::from_raw_parts(core::ptr::with_exposed_provenance(page.address() + at), len)
+                });
+            }
+        }
+        let mut shared = self.mesh.shared.lock();
+        let frame = shared.frames.take(&self.mesh.bytes)?;
+        let mut sharing = 0;
+        for page in pages() {
+            shared.frames.share(page, frame)?;
+            // Its links are in the list of its bucket until now.
+            drop(shared);
+            self.unlist(page, class);
+            shared = self.mesh.shared.lock();
+            let before = boundaries(page);
+            shared.link(page, frame);
+            page.entry().set(ALIASED, true);
+            self.mesh.mappings = (self.mesh.mappings + boundaries(page)).saturating_sub(before);
+            page.entry().set_due(shape);
+            self.told.meshed.add(1);
+            self.told.ever_meshed.add(1);
+            sharing += 1;
+        }
+        self.told.frames.add(1);
+        Ok(sharing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlapping_pages_get_frames_of_their_own() {
+        assert!(overlap(&[0, 4, 0, 0], &[0, 6, 0, 0]));
+        assert!(!overlap(&[1, 4, 0, 0], &[2, 2, 0, 0]));
+    }
+}

@@ -1,0 +1,44 @@
+//! What must hold of a heap between two calls, for `EBBTIDE_MALLOC_CHECK`: aborts if it does not.
+
+use super::entry::{ALIASED, CURRENT, LISTED, MESHED};
+use super::heap::Heap;
+use crate::bits::CHUNK_PAGES;
+use crate::check::demand;
+use crate::class::Class;
+use crate::map::Page;
+
+impl Heap {
+    /// Looks at every page that holds something.
+    pub(crate) fn verify(&self) {
+        let (mut at, mut meshed) = (0, 0);
+        while let Some(chunk) = super::next_paged(at) {
+            for page in (0..CHUNK_PAGES).map(|i| Page::at(chunk * CHUNK_PAGES + i)) {
+                if let Some(class) = self.class_of(page) {
+                    verify_page(page, Class::of(class));
+                    meshed += u64::from(page.entry().is(MESHED));
+                }
+            }
+            at = chunk + 1;
+        }
+        demand(meshed == self.told.meshed.get(), "meshed pages are counted", Page::at(0));
+    }
+}
+
+fn verify_page(page: Page, class: &Class) {
+    let entry = page.entry();
+    let (count, due) = (u32::from(entry.count.get()), u32::from(entry.due.get()));
+    let bits: u32 = entry.free.iter().map(|word| word.get().count_ones()).sum();
+    demand(bits == count, "a page's free slots are counted", page);
+    let [current, listed, meshed] = [CURRENT, LISTED, MESHED].map(|flag| entry.is(flag));
+    demand(u32::from(current) + u32::from(listed) + u32::from(meshed) <= 1, "a page is in one place", page);
+    demand(current || count < class.slots, "a page that holds nothing has left", page);
+    demand(current || listed || meshed || count == 0, "a page with free slots is in a list", page);
+    demand(current || due > count, "the next free that matters is to come", page);
+    demand(!listed || class.bucket(count) == u32::from(entry.bucket.get()), "a page is in its bucket", page);
+    demand(!meshed || entry.is(ALIASED), "a meshed page is mapped from a file", page);
+    let next = entry.next.get();
+    if next != 0 && (listed || meshed) {
+        let back = Page::at(next as usize - 1).entry().prev.get();
+        demand(back as usize == page.index() + 1, "lists are linked both ways", page);
+    }
+}

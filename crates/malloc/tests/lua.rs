@@ -1,0 +1,270 @@
+//! A Lua state's heap against a model: random requests as LuaJIT makes them, meshing and tidying in between, forks.
+//! Every block holds what was written into it, in parent and child, whatever shares a frame with what.
+//!
+//! `EBBTIDE_TEST_SECONDS` makes the random part run longer than its fixed number of steps.
+#![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used)]
+
+use ebbtide_malloc::lua::{State, lua_alloc};
+use std::time::{Duration, Instant};
+
+unsafe extern "C" {
+    fn fork() -> i32;
+    fn waitpid(process: i32, status: *mut i32, options: i32) -> i32;
+    fn _exit(status: i32) -> !;
+}
+
+/// Xorshift: the same steps for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % n as u64) as usize
+    }
+
+    fn size(&mut self) -> usize {
+        match self.below(100) {
+            0..90 => 1 + self.below(260),
+            90..98 => 1 + self.below(4000),
+            _ => 1 + self.below(1 << 18),
+        }
+    }
+}
+
+/// A block as the VM has it: the head of a table or string, and bytes that tell it from others.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    at: *mut u8,
+    size: usize,
+    mark: u8,
+}
+
+impl Block {
+    fn byte(self, i: usize) -> u8 {
+        // The link of an object is null; its type is that of a table.
+        match i {
+            0..=7 => 0,
+            9 => 11,
+            _ => self.mark.wrapping_add(i as u8),
+        }
+    }
+
+    /// Which bytes are looked at: of large blocks one in some.
+    fn places(self, bytes: usize) -> impl Iterator<Item = usize> {
+        (0..bytes.min(self.size)).step_by(if self.size > 4096 { 509 } else { 1 })
+    }
+
+    fn write(self) {
+        for i in self.places(self.size) {
+            // SAFETY: the block has that many bytes.
+            unsafe { self.at.add(i).write(self.byte(i)) };
+        }
+    }
+
+    fn holds(self, bytes: usize) {
+        for i in self.places(bytes) {
+            // SAFETY: as above.
+            let found = unsafe { self.at.add(i).read() };
+            assert_eq!(found, self.byte(i), "byte {i} of {self:?}");
+        }
+    }
+}
+
+struct Model {
+    state: State,
+    blocks: Vec<Block>,
+    random: Random,
+}
+
+impl Model {
+    fn new(seed: u64) -> Model {
+        Model { state: State::new().unwrap(), blocks: Vec::new(), random: Random(seed) }
+    }
+
+    fn call(&self, at: *mut u8, old: usize, new: usize) -> *mut u8 {
+        // SAFETY: this heap's block, used by this thread alone.
+        unsafe { lua_alloc(self.state.data(), at.cast(), old, new).cast() }
+    }
+
+    fn alloc(&mut self, size: usize) {
+        let at = self.call(std::ptr::null_mut(), 0, size);
+        assert!(!at.is_null() && at.addr().is_multiple_of(8) && at.addr() < 1 << 47);
+        let block = Block { at, size, mark: self.random.below(256) as u8 };
+        block.write();
+        self.blocks.push(block);
+    }
+
+    fn free(&mut self, i: usize) {
+        let block = self.blocks.swap_remove(i);
+        block.holds(block.size);
+        // LuaJIT is wrong about the size after some failures.
+        let said = if self.random.below(50) == 0 { block.size / 2 } else { block.size };
+        assert!(self.call(block.at, said, 0).is_null());
+    }
+
+    fn resize(&mut self, i: usize) {
+        let (old, size) = (self.blocks[i], self.random.size());
+        let at = self.call(old.at, old.size, size);
+        assert!(!at.is_null());
+        Block { at, ..old }.holds(size);
+        self.blocks[i] = Block { at, size, mark: self.random.below(256) as u8 };
+        self.blocks[i].write();
+    }
+
+    fn step(&mut self, most: usize) {
+        let n = self.blocks.len();
+        match self.random.below(100) {
+            _ if n == 0 => self.alloc(64),
+            0..45 if n < most => {
+                let size = self.random.size();
+                self.alloc(size);
+            }
+            0..85 => {
+                let i = self.random.below(n);
+                self.free(i);
+            }
+            _ => {
+                let i = self.random.below(n);
+                self.resize(i);
+            }
+        }
+    }
+
+    /// Whatever can be meshed is.
+    fn mesh(&self) -> u64 {
+        // SAFETY: this thread alone uses the heap.
+        unsafe {
+            self.state.rest();
+            self.state.age();
+            while self.state.mesh() == Some(0) {}
+            self.state.told().meshed.get()
+        }
+    }
+
+    fn check(&self) {
+        self.blocks.iter().for_each(|block| block.holds(block.size));
+    }
+
+    /// Writes to every block, as the collector does to every object.
+    fn write_all(&mut self) {
+        for block in &mut self.blocks {
+            block.mark = block.mark.wrapping_add(1);
+            block.write();
+        }
+    }
+
+    /// One survivor of each `each` of `n` blocks of these sizes.
+    fn sparse(&mut self, n: usize, each: usize, sizes: &[usize]) {
+        let first = self.blocks.len();
+        (0..n).for_each(|i| self.alloc(sizes[i % sizes.len()]));
+        for i in (first..self.blocks.len()).rev().filter(|i| !(i / sizes.len()).is_multiple_of(each)) {
+            self.free(i);
+        }
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        // SAFETY: nobody uses the heap or its blocks any more.
+        unsafe { self.state.close() };
+    }
+}
+
+#[test]
+fn random_requests_agree_with_the_model() {
+    let seconds = std::env::var("EBBTIDE_TEST_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
+    let start = Instant::now();
+    let mut seed = 1;
+    while seed <= 2 || start.elapsed() < Duration::from_secs(seconds) {
+        let mut model = Model::new(seed);
+        for round in 0..6 {
+            let most = [3000, 300][round % 2];
+            (0..10_000).for_each(|_| model.step(most));
+            model.mesh();
+            model.check();
+            model.write_all();
+            model.check();
+        }
+        seed += 1;
+    }
+}
+
+#[test]
+fn sparse_pages_share_frames_and_keep_what_they_hold() {
+    let mut model = Model::new(7);
+    model.sparse(200_000, 100, &[64, 96, 24, 112]);
+    // SAFETY: the heap is not closed.
+    let told = unsafe { model.state.told() };
+    let before = told.pages.get();
+    let meshed = model.mesh();
+    let frames = told.frames.get();
+    assert!(meshed > before / 2 && frames * 4 < meshed, "{meshed} of {before} pages in {frames} frames");
+    model.check();
+    model.write_all();
+    model.check();
+    assert_eq!(told.meshed.get(), meshed, "writing takes nothing apart");
+    while !model.blocks.is_empty() {
+        model.free(0);
+    }
+    model.mesh();
+    assert_eq!((told.meshed.get(), told.frames.get()), (0, 0));
+}
+
+#[test]
+fn memory_that_others_may_write_to_is_left_alone() {
+    let mut model = Model::new(8);
+    (0..100_000).for_each(|_| model.alloc(96));
+    for i in (0..100_000).rev().filter(|i| i % 100 != 0) {
+        model.free(i);
+    }
+    for block in &model.blocks {
+        // cdata
+        // SAFETY: a byte of the block.
+        unsafe { block.at.add(9).write(10) };
+    }
+    assert_eq!(model.mesh(), 0);
+    model.blocks.clear();
+}
+
+/// In a child: what it holds, and may write, is its own. Tells by its status.
+fn in_child(f: impl FnOnce()) {
+    // SAFETY: the child does nothing but look at memory and end.
+    let child = unsafe { fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err();
+        // SAFETY: ends the child at once.
+        unsafe { _exit(failed.into()) };
+    }
+    let mut status = 0;
+    // SAFETY: libc writes the status.
+    let waited = unsafe { waitpid(child, &raw mut status, 0) };
+    assert_eq!((waited, status), (child, 0));
+}
+
+#[test]
+fn parent_and_child_do_not_see_each_others_writes() {
+    let mut model = Model::new(9);
+    for round in 0..3 {
+        model.sparse(60_000, 60, &[64, 32, 104]);
+        assert!(model.mesh() > 0, "in round {round}");
+        let copy = Model { state: model.state, blocks: model.blocks.clone(), random: Random(3) };
+        let mut copy = std::mem::ManuallyDrop::new(copy);
+        in_child(|| {
+            copy.check();
+            copy.write_all();
+            (0..5000).for_each(|_| copy.step(4000));
+            copy.mesh();
+            copy.check();
+        });
+        model.check();
+        model.write_all();
+        in_child(|| model.check());
+        (0..5000).for_each(|_| model.step(4000));
+        model.check();
+    }
+    // SAFETY: the heap is not closed.
+    assert!(unsafe { model.state.told() }.parted.get() > 0);
+}
