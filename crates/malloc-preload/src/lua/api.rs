@@ -134,9 +134,24 @@ pub(super) fn any_plain_newstate() -> Option<unsafe extern "C" fn(Option<Alloc>,
 }
 
 /// Whether the program itself contains LuaJIT, so that its calls never come here.
-pub(super) fn is_built_in(ours: *const c_void) -> bool {
-    let found = look(RTLD_DEFAULT, c"lua_newstate");
-    !look(RTLD_DEFAULT, c"luaJIT_setmode").is_null() && !found.is_null() && found.cast_const() != ours
+pub(super) fn is_built_in() -> bool {
+    // By object and not by address: a name of ours may mean the program's function here, too.
+    let ours = object_of(is_built_in as *const c_void).map(|info| info.base);
+    let theirs = object_of(look(RTLD_DEFAULT, c"lua_newstate")).map(|info| info.base);
+    !look(RTLD_DEFAULT, c"luaJIT_setmode").is_null() && theirs.is_some() && theirs != ours
+}
+
+/// The object that an address lies in.
+fn object_of(at: *const c_void) -> Option<Info> {
+    let mut info = Info {
+        file: core::ptr::null(),
+        base: core::ptr::null_mut(),
+        name: core::ptr::null(),
+        at: core::ptr::null_mut(),
+    };
+    // SAFETY: libc fills in the structure, and tells of addresses in no object.
+    let found = !at.is_null() && unsafe { dladdr(at, &raw mut info) } != 0;
+    found.then_some(info)
 }
 
 /// Stops at an object that defines LuaJIT, with its handle in `found`.
@@ -156,19 +171,10 @@ unsafe extern "C" fn is_luajit(object: *const Object, _size: usize, found: *mut 
         return 0;
     }
     let at = look(handle, c"luaJIT_setmode");
-    let mut info = Info {
-        file: core::ptr::null(),
-        base: core::ptr::null_mut(),
-        name: core::ptr::null(),
-        at: core::ptr::null_mut(),
-    };
-    // SAFETY: libc fills in the structure; the strings compared are NUL-terminated.
-    let own = unsafe {
-        !at.is_null()
-            && dladdr(at, &raw mut info) != 0
-            && !info.file.is_null()
-            && CStr::from_ptr(info.file) == CStr::from_ptr(name)
-    };
+    // SAFETY: both are NUL-terminated strings of the loader's.
+    let own = object_of(at).is_some_and(|info| unsafe {
+        !info.file.is_null() && CStr::from_ptr(info.file) == CStr::from_ptr(name)
+    });
     if own {
         // SAFETY: the caller's pointer.
         unsafe { found.cast::<*mut c_void>().write(handle) };

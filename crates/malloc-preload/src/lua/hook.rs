@@ -46,8 +46,7 @@ pub(super) fn api() -> Option<Api> {
 /// In the constructor.
 pub(super) fn prepare() {
     OFF.store(is_set(c"EBBTIDE_LUA", c"off"), Relaxed);
-    let ours = lua_newstate as unsafe extern "C" fn(Option<Alloc>, *mut c_void) -> L;
-    if !OFF.load(Relaxed) && api::is_built_in(ours as *const c_void) {
+    if !OFF.load(Relaxed) && api::is_built_in() {
         leave_alone("LuaJIT is part of this program: its memory stays with its own allocator\n");
     }
 }
