@@ -36,6 +36,7 @@ extern "C" fn parent() {
 
 extern "C" fn child() {
     lua::after_fork(Lock::reset);
+    lua::forked();
     locks().for_each(Lock::reset);
     heap::adopt_after_fork();
     keeper::forked();

@@ -11,6 +11,11 @@ pub(super) type Alloc = unsafe extern "C" fn(*mut c_void, *mut c_void, usize, us
 /// `lua_CFunction`.
 pub(super) type Function = unsafe extern "C" fn(L) -> c_int;
 
+/// `lua_newstate`; Lua 5.5 has a third argument, which others do not look at.
+pub(super) type NewState = unsafe extern "C" fn(Option<Alloc>, *mut c_void, usize) -> L;
+/// `luaL_newstate`.
+pub(super) type AuxNewState = unsafe extern "C" fn() -> L;
+
 pub(super) const GC_COUNT: c_int = 3;
 pub(super) const GC_COUNTB: c_int = 4;
 pub(super) const GC_STEP: c_int = 5;
@@ -53,8 +58,8 @@ struct Info {
 /// The functions.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Api {
-    pub(super) newstate: unsafe extern "C" fn(Option<Alloc>, *mut c_void) -> L,
-    pub(super) aux_newstate: unsafe extern "C" fn() -> L,
+    pub(super) newstate: NewState,
+    pub(super) aux_newstate: AuxNewState,
     pub(super) close: unsafe extern "C" fn(L),
     pub(super) getallocf: unsafe extern "C" fn(L, *mut *mut c_void) -> Option<Alloc>,
     pub(super) atpanic: unsafe extern "C" fn(L, Function) -> Option<Function>,
@@ -123,14 +128,23 @@ impl Api {
     }
 }
 
-/// A `luaL_newstate` that is somewhere, of LuaJIT or of another Lua.
-pub(super) fn any_newstate() -> Option<unsafe extern "C" fn() -> L> {
-    function!(RTLD_NEXT, c"luaL_newstate")
-}
-
-/// A `lua_newstate` that is somewhere.
-pub(super) fn any_plain_newstate() -> Option<unsafe extern "C" fn(Option<Alloc>, *mut c_void) -> L> {
-    function!(RTLD_NEXT, c"lua_newstate")
+/// What a name would mean to `caller` without this library: the next in the order of searching, else what is among the
+/// dependencies of the caller's object, which may have been loaded for itself alone.
+pub(super) fn real(name: &CStr, caller: *const c_void) -> *mut c_void {
+    let next = look(RTLD_NEXT, name);
+    let file = object_of(caller).map_or(core::ptr::null(), |info| info.file);
+    if !next.is_null() || file.is_null() {
+        return next;
+    }
+    // SAFETY: libc's name of an object that is loaded; with RTLD_NOLOAD it is only counted.
+    let handle = unsafe { crate::deepbind::dlopen(file, RTLD_LAZY | RTLD_NOLOAD) };
+    if handle.is_null() {
+        return next;
+    }
+    let found = look(handle, name);
+    // SAFETY: counted above; the caller keeps it.
+    unsafe { dlclose(handle) };
+    found
 }
 
 /// Whether the program itself contains LuaJIT, so that its calls never come here.

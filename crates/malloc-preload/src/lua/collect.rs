@@ -45,6 +45,9 @@ static OFF: AtomicBool = AtomicBool::new(false);
 /// Since when there has been work and no quiet moment, in milliseconds; 0 for not.
 static PENDING_MS: AtomicU64 = AtomicU64::new(0);
 
+/// Counts waits in which something is done: no Lua runs between two slices of one.
+static WAITS: AtomicU64 = AtomicU64::new(0);
+
 /// A glibc signal set.
 pub(super) type Signals = [u64; 16];
 
@@ -340,9 +343,15 @@ unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> 
         return None;
     }
     // SAFETY: the caller's, and the state is alive.
-    if unsafe { (api.gc)(l, api::GC_ISRUNNING, 0) != 1 || !layout.nothing_runs(heap) } {
+    if unsafe { (api.gc)(l, api::GC_ISRUNNING, 0) } != 1 {
         return None;
     }
+    let now = WAITS.load(Relaxed);
+    // SAFETY: the caller's.
+    if notes.looked != now && unsafe { !layout.nothing_runs(heap) } {
+        return None;
+    }
+    notes.looked = now;
     if new {
         // A cycle that has begun, by LuaJIT or the last time, may have marked already what is garbage now: then one more.
         // SAFETY: the offsets were found to be right.
@@ -381,10 +390,11 @@ unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> 
 
 /// Waits by `wait`, which is given milliseconds and signals to block meanwhile, and does what is to be done.
 pub(super) fn while_waiting(timeout: c_int, wait: impl Fn(c_int, Option<&Signals>) -> c_int) -> c_int {
-    let Some(api) = hook::api().filter(|_| lua::any_flow(|flow, done| flow.saturating_sub(done) >= LEAST))
-    else {
+    // Most programs have no Lua, and are not to pay for looking for it.
+    if !lua::any_flow(|flow, done| flow.saturating_sub(done) >= LEAST) {
         return wait(timeout, None);
-    };
+    }
+    let Some(api) = hook::api() else { return wait(timeout, None) };
     let began = lua::now_us() / 1000;
     let left = |most: u64| {
         let gone = lua::now_us() / 1000 - began;
@@ -405,6 +415,7 @@ pub(super) fn while_waiting(timeout: c_int, wait: impl Fn(c_int, Option<&Signals
     if !lua::alone() {
         return wait(rest(left(u64::MAX)), None);
     }
+    WAITS.fetch_add(1, Relaxed);
     let before = block_signals();
     let mut done = false;
     let got = loop {
@@ -443,7 +454,7 @@ pub(super) fn while_waiting(timeout: c_int, wait: impl Fn(c_int, Option<&Signals
 /// A slice for the first heap that has work; else when there will be some.
 fn slices(api: &Api, before: &Signals) -> Next {
     let mut soonest = None;
-    for heap in lua::all() {
+    for heap in lua::ours() {
         // SAFETY: the process has no other thread, and this one is about to wait.
         match unsafe { slice(api, heap, false) } {
             Next::More => return Next::More,

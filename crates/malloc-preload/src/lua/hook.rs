@@ -4,13 +4,13 @@
 //! build without GC64), or is another Lua, or is part of the program itself, everything is as without this library;
 //! that LuaJIT was left alone is said once.
 
-use super::api::{self, Alloc, Api, L};
+use super::api::{self, Alloc, Api, AuxNewState, L, NewState};
 use super::{collect, is_set};
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::{
-    AtomicBool, AtomicU32, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
-};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use ebbtide_malloc::lua::{self, State};
+
+const REFUSED: &str = "this LuaJIT takes no other allocator, or memory ran out: its own is used\n";
 
 /// LJ_ALLOCF_INTERNAL (lj_alloc.h): "LuaJIT's own".
 const INTERNAL: usize = 1237 << 4;
@@ -20,8 +20,6 @@ static OFF: AtomicBool = AtomicBool::new(false);
 static READY: AtomicU32 = AtomicU32::new(0);
 static FOUND: Slot = Slot(core::cell::UnsafeCell::new(None));
 static SAID: AtomicBool = AtomicBool::new(false);
-/// The `lua_newstate` of [`FOUND`], to tell a second LuaJIT from the first.
-static NEWSTATE: AtomicUsize = AtomicUsize::new(0);
 
 struct Slot(core::cell::UnsafeCell<Option<Api>>);
 // SAFETY: written once, by who moves READY from 0 to 2, and read after it has become 1.
@@ -37,7 +35,6 @@ pub(super) fn api() -> Option<Api> {
     if READY.compare_exchange(0, 2, Acquire, Relaxed).is_ok() {
         // SAFETY: see `Slot`.
         unsafe { *FOUND.0.get() = Some(found) };
-        NEWSTATE.store(found.newstate as usize, Relaxed);
         READY.store(1, Release);
     }
     Some(found)
@@ -63,7 +60,7 @@ fn leave_alone(why: &str) {
 fn make(api: &Api) -> L {
     let Some(state) = State::new() else { return core::ptr::null_mut() };
     // SAFETY: the heap is for this state alone.
-    let made = unsafe { (api.newstate)(Some(lua::lua_alloc), state.data()) };
+    let made = unsafe { (api.newstate)(Some(lua::lua_alloc), state.data(), 0) };
     if made.is_null() {
         // SAFETY: what LuaJIT did not give up by itself has no state, and nobody else knows the heap.
         unsafe { state.close_unless_closed() };
@@ -74,47 +71,104 @@ fn make(api: &Api) -> L {
     made
 }
 
-/// LuaJIT: a new state with the allocator that the caller brings; if it is LuaJIT's own, with ours.
+/// LuaJIT: a new state with the allocator that the caller brings; if it is LuaJIT's own, with ours. Hands the address
+/// that it was called from to [`newstate`].
 ///
 /// # Safety
 /// As LuaJIT's.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
 #[unsafe(no_mangle)]
-pub(super) unsafe extern "C" fn lua_newstate(allocator: Option<Alloc>, data: *mut c_void) -> L {
-    let internal = allocator.is_some_and(|f| f as usize == INTERNAL);
-    if internal
-        && !OFF.load(Relaxed)
-        && let Some(api) = api()
-    {
+pub(super) unsafe extern "C" fn lua_newstate(
+    _allocator: Option<Alloc>,
+    _data: *mut c_void,
+    _seed: usize,
+) -> L {
+    core::arch::naked_asm!("mov rcx, qword ptr [rsp]", "jmp {to}", to = sym newstate)
+}
+
+/// LuaJIT: a new state with its own allocator; here, with ours. Hands the address that it was called from to
+/// [`aux_newstate`].
+///
+/// # Safety
+/// As LuaJIT's.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn luaL_newstate() -> L {
+    core::arch::naked_asm!("mov rdi, qword ptr [rsp]", "jmp {to}", to = sym aux_newstate)
+}
+
+/// As on x86_64.
+///
+/// # Safety
+/// As LuaJIT's.
+#[cfg(target_arch = "aarch64")]
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn lua_newstate(
+    _allocator: Option<Alloc>,
+    _data: *mut c_void,
+    _seed: usize,
+) -> L {
+    core::arch::naked_asm!("mov x3, x30", "b {to}", to = sym newstate)
+}
+
+/// As on x86_64.
+///
+/// # Safety
+/// As LuaJIT's.
+#[cfg(target_arch = "aarch64")]
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn luaL_newstate() -> L {
+    core::arch::naked_asm!("mov x0, x30", "b {to}", to = sym aux_newstate)
+}
+
+/// The function of that name that `caller` would have called, with the type of the place it is put in.
+macro_rules! real {
+    ($name:literal, $caller:expr) => {{
+        let at = api::real($name, $caller);
+        // SAFETY: null is `None`; else it is the address of the function that lua.h declares with this type.
+        (!at.is_null()).then(|| unsafe { core::mem::transmute::<*mut c_void, _>(at) })
+    }};
+}
+
+/// # Safety
+/// As `lua_newstate`.
+unsafe extern "C" fn newstate(
+    allocator: Option<Alloc>,
+    data: *mut c_void,
+    seed: usize,
+    caller: *const c_void,
+) -> L {
+    let Some(real): Option<NewState> = real!(c"lua_newstate", caller) else { return core::ptr::null_mut() };
+    let internal = allocator.is_some_and(|f| f as usize == INTERNAL) && !OFF.load(Relaxed);
+    // Another LuaJIT than the one that is known is left alone.
+    if let Some(api) = api().filter(|api| internal && api.newstate as usize == real as usize) {
         let made = make(&api);
         if !made.is_null() {
             return made;
         }
-        leave_alone("this LuaJIT takes no other allocator, or memory ran out: its own is used\n");
+        leave_alone(REFUSED);
     }
-    match api::any_plain_newstate().or_else(|| api().map(|api| api.newstate)) {
-        // SAFETY: the caller's arguments.
-        Some(real) => unsafe { real(allocator, data) },
-        None => core::ptr::null_mut(),
-    }
+    // SAFETY: the caller's arguments.
+    unsafe { real(allocator, data, seed) }
 }
 
-/// LuaJIT: a new state with its own allocator; here, with ours.
-///
 /// # Safety
-/// As LuaJIT's.
-#[unsafe(no_mangle)]
-pub(super) unsafe extern "C" fn luaL_newstate() -> L {
-    let found = api();
-    let Some(real) = api::any_newstate().or_else(|| found.map(|api| api.aux_newstate)) else {
+/// As `luaL_newstate`.
+unsafe extern "C" fn aux_newstate(caller: *const c_void) -> L {
+    let Some(real): Option<AuxNewState> = real!(c"luaL_newstate", caller) else {
         return core::ptr::null_mut();
     };
     // LuaJIT's sets its panic function and calls lua_newstate, which as a rule is the one above.
     // SAFETY: takes no arguments.
     let made = unsafe { real() };
-    let Some(api) = found.filter(|api| api.aux_newstate as usize == real as usize) else { return made };
     if made.is_null() || OFF.load(Relaxed) {
         return made;
     }
+    let Some(api) = api().filter(|api| api.aux_newstate as usize == real as usize) else { return made };
     let mut data = core::ptr::null_mut();
     // SAFETY: a state that was just made.
     let allocator = unsafe { (api.getallocf)(made, &raw mut data) };
@@ -124,7 +178,7 @@ pub(super) unsafe extern "C" fn luaL_newstate() -> L {
     // It was linked to call its own.
     let ours = make(&api);
     if ours.is_null() {
-        leave_alone("this LuaJIT takes no other allocator, or memory ran out: its own is used\n");
+        leave_alone(REFUSED);
         return made;
     }
     // SAFETY: both states are new and known to this thread only.

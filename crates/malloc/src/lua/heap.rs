@@ -15,7 +15,7 @@ use crate::map::Page;
 use crate::pages::pages;
 use crate::stats::Counter;
 use crate::{bits::CHUNK_PAGES, check, front, purge, sys};
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// Bins, a power of two so that an index needs no check.
 const BINS: usize = CLASSES.next_power_of_two();
@@ -132,9 +132,11 @@ pub struct Notes {
     pub cycles: u8,
     /// Bytes that the state had before the first of these.
     pub before: u64,
-    /// [`Told::flow`] when the last of these ended.
+    /// [`Told::flow`] when these were found to be due.
     pub collected: u64,
-    /// The same when the heap was tidied.
+    /// The last wait in which no Lua was found to run.
+    pub looked: u64,
+    /// [`Told::flow`] when the heap was tidied.
     pub rested: u64,
     /// The same when there was nothing left to do.
     pub done: AtomicU64,
@@ -147,6 +149,8 @@ pub struct Heap {
     /// What others may read.
     pub told: Told,
     pub(crate) notes: Notes,
+    /// Its thread did not come along when the process was forked: nobody knows what it was about.
+    pub(crate) orphan: AtomicBool,
     pub(crate) bins: [Bin; BINS],
     /// Never 0, and no other heap's.
     pub(crate) id: u32,
@@ -265,7 +269,10 @@ impl Heap {
 
     fn new_page(&mut self, class: u8) -> Option<Page> {
         let page = self.neighbour(class).or_else(|| self.spare_page())?;
-        entry::ensure(page).ok()?;
+        if entry::ensure(page).is_err() {
+            self.keep(page);
+            return None;
+        }
         page.entry().begin(Class::of(class), self.id);
         page.class().store(LUA | class, Relaxed);
         Some(page)
@@ -365,6 +372,11 @@ impl Heap {
         if page.entry().is(ALIASED) && !self.mesh.leave(page, &self.told) {
             return;
         }
+        self.keep(page);
+    }
+
+    /// Keeps an empty page for the next class that wants one.
+    fn keep(&mut self, page: Page) {
         if self.nspare as usize == SPARE {
             self.give(SPARE / 2);
         }

@@ -29,7 +29,7 @@ use crate::pages::{PAGED, pages};
 use crate::stats::COUNT;
 use crate::sys;
 use core::ffi::c_void;
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 
 /// Milliseconds of an epoch, by which pages age.
 const EPOCH_MS: u64 = 5000;
@@ -64,14 +64,31 @@ pub(crate) fn raw_lock() -> &'static crate::lock::Lock {
     LIST.raw()
 }
 
+/// Whether the thread that forked was alone.
+static FORKED_ALONE: AtomicBool = AtomicBool::new(true);
+
 /// Before a fork, with the list locked: no page is shared, so that parent and child do not write to each other's.
 pub(crate) fn part() {
-    all().for_each(|state| state.mesh_part().part());
+    FORKED_ALONE.store(COUNT.lua.get() == 0 || alone(), Relaxed);
+    all().for_each(|state| state.locked().mesh.part());
+}
+
+/// In a forked child, with the list locked still: heaps may be those of threads that were in the midst of something.
+pub(crate) fn forked() {
+    if !FORKED_ALONE.load(Relaxed) {
+        all().for_each(|state| state.locked().orphan.store(true, Relaxed));
+    }
+}
+
+/// The heaps that are not closed and whose threads did not end with a fork. Whoever reads on must know that none is
+/// closed meanwhile.
+pub fn ours() -> impl Iterator<Item = State> {
+    all().filter(|state| !state.locked().orphan.load(Relaxed))
 }
 
 /// After a fork, with the list locked still: calls `f` with each lock that [`part`] took.
 pub(crate) fn after_fork(f: impl Fn(&crate::lock::Lock)) {
-    all().for_each(|state| f(state.mesh_part().lock()));
+    all().for_each(|state| f(state.locked().mesh.lock()));
 }
 
 /// Turns of the purge that found memory short: each heap that sees the number changed takes everything as cold.
@@ -117,10 +134,10 @@ impl State {
         core::ptr::with_exposed_provenance_mut(self.0)
     }
 
-    /// What a fork needs of a heap in the locked list.
-    fn mesh_part<'a>(self) -> &'a mesh::Mesh {
-        // SAFETY: with the list locked it is not closed; what is behind the lock is touched under it only.
-        unsafe { &(*core::ptr::with_exposed_provenance::<Heap>(self.0)).mesh }
+    /// A heap in the list, which is locked or known not to change, for what is atomic or locked in it.
+    fn locked<'a>(self) -> &'a Heap {
+        // SAFETY: it is not closed.
+        unsafe { &*core::ptr::with_exposed_provenance::<Heap>(self.0) }
     }
 
     /// # Safety
