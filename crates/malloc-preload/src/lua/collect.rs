@@ -38,8 +38,6 @@ const STARVED_EVERY_MS: u64 = 20;
 const SLICE_US: u64 = 700;
 /// Bytes allocated since the last time below which nothing is done.
 const LEAST: u64 = 512 << 10;
-/// lua_States looked at, at most; with more, nothing is run.
-const STATES_MOST: u32 = 20_000;
 
 static OFF: AtomicBool = AtomicBool::new(false);
 /// Since when there has been work and no quiet moment, in milliseconds; 0 for not.
@@ -158,25 +156,34 @@ impl Layout {
         unsafe { Self::read(state + Self::CFRAME) }
     }
 
-    /// Whether no Lua is on any C stack.
+    /// Whether no Lua is on any C stack; `None` where time runs out, to be asked again in the same wait.
     ///
     /// # Safety
     /// As for [`Layout::find`].
-    unsafe fn nothing_runs(self, heap: State) -> bool {
+    unsafe fn nothing_runs(self, heap: State, notes: &mut Notes, until_us: u64) -> Option<bool> {
+        let wait = WAITS.load(Relaxed);
+        if notes.looked == wait {
+            return Some(true);
+        }
+        if notes.looking != wait {
+            (notes.looking, notes.page) = (wait, 0);
+        }
         // SAFETY: the caller's.
         if unsafe { Self::cframe(self.state) } != 0 {
-            return false;
+            return Some(false);
         }
-        let mut seen = 0;
         // SAFETY: the caller's; blocks of that size have at least the bytes of a lua_State.
-        unsafe {
-            heap.each_block(self.size(), |at| {
-                seen += 1;
+        let nothing = unsafe {
+            heap.each_block(self.size(), &mut notes.page, until_us, |at| {
                 let is_state = Self::byte(at + Self::KIND) == Self::THREAD
                     && Self::read(at + Self::GLREF) as usize == self.global;
-                seen <= STATES_MOST && (!is_state || Self::cframe(at) == 0)
+                !is_state || Self::cframe(at) == 0
             })
+        };
+        if nothing == Some(true) {
+            notes.looked = wait;
         }
+        nothing
     }
 }
 
@@ -246,20 +253,12 @@ unsafe extern "C" fn make_coroutine(l: L) -> c_int {
     0
 }
 
-/// Finds the layout and makes the coroutine, once for each state.
+/// Makes the coroutine, once for each state; whether there is one.
 ///
 /// # Safety
-/// As for [`Layout::find`].
-unsafe fn introduce(api: &Api, heap: State, notes: &mut Notes) -> Option<Layout> {
-    if notes.unknown {
-        return None;
-    }
-    // SAFETY: the caller's.
-    let layout = unsafe { Layout::find(api, notes.state, heap) };
-    notes.unknown = layout.is_none();
-    let layout = layout?;
-    // SAFETY: the caller's.
-    if notes.coroutine == 0 && unsafe { layout.nothing_runs(heap) } {
+/// As for [`Layout::find`], and no Lua runs.
+unsafe fn introduce(api: &Api, notes: &mut Notes) -> bool {
+    if notes.coroutine == 0 {
         let mut made = [0_usize; 2];
         let l = core::ptr::with_exposed_provenance_mut(notes.state);
         let here = (&raw mut made) as usize;
@@ -268,7 +267,7 @@ unsafe fn introduce(api: &Api, heap: State, notes: &mut Notes) -> Option<Layout>
         if failed {
             // SAFETY: takes the error off the stack.
             unsafe { (api.settop)(l, -2) };
-            return None;
+            return false;
         }
         // During the call `cframe` was on this very stack, and afterwards it is null: so it is what it is taken for.
         // SAFETY: the caller's.
@@ -276,7 +275,7 @@ unsafe fn introduce(api: &Api, heap: State, notes: &mut Notes) -> Option<Layout>
         notes.unknown = !known;
         notes.coroutine = if known { made[0] } else { 0 };
     }
-    (!notes.unknown && notes.coroutine != 0).then_some(layout)
+    notes.coroutine != 0
 }
 
 /// What comes after a slice.
@@ -328,38 +327,43 @@ unsafe fn slice(api: &Api, heap: State, finalize: bool) -> Next {
 /// # Safety
 /// As for [`slice`].
 unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> Option<Next> {
-    if OFF.load(Relaxed) {
+    if OFF.load(Relaxed) || notes.unknown {
         return None;
     }
     // SAFETY: the caller's.
-    let layout = unsafe { introduce(api, heap, notes) }?;
-    // SAFETY: the offsets were found to be right.
-    let total = || unsafe { Layout::read(layout.global + Layout::TOTAL) };
+    let flow = unsafe { heap.told() }.flow.get();
+    if notes.cycles == 0 && flow.saturating_sub(notes.collected) < (notes.live / 2).max(LEAST) {
+        return None;
+    }
+    // SAFETY: the caller's.
+    let layout = unsafe { Layout::find(api, notes.state, heap) };
+    notes.unknown = layout.is_none();
+    let layout = layout?;
+    let began = lua::now_us();
+    let until_us = began + SLICE_US;
+    // SAFETY: the caller's.
+    match unsafe { layout.nothing_runs(heap, notes, until_us) } {
+        Some(true) => {}
+        Some(false) => return None,
+        None => return Some(Next::More),
+    }
+    // SAFETY: no Lua runs.
+    if unsafe { !introduce(api, notes) } {
+        return None;
+    }
     let l = core::ptr::with_exposed_provenance_mut::<c_void>(notes.coroutine);
-    // SAFETY: the caller's.
-    let flow = unsafe { heap.told().flow.get() };
-    let new = flow.saturating_sub(notes.collected) >= (total() / 2).max(LEAST);
-    if notes.cycles == 0 && !new {
-        return None;
-    }
-    // SAFETY: the caller's, and the state is alive.
+    // SAFETY: the coroutine is alive.
     if unsafe { (api.gc)(l, api::GC_ISRUNNING, 0) } != 1 {
         return None;
     }
-    let now = WAITS.load(Relaxed);
-    // SAFETY: the caller's.
-    if notes.looked != now && unsafe { !layout.nothing_runs(heap) } {
-        return None;
-    }
-    notes.looked = now;
-    if new {
-        // A cycle that has begun, by LuaJIT or the last time, may have marked already what is garbage now: then one more.
+    // SAFETY: the offsets were found to be right.
+    let total = || unsafe { Layout::read(layout.global + Layout::TOTAL) };
+    if notes.cycles == 0 {
+        // A cycle that LuaJIT has begun may have marked already what is garbage now: then one more.
         // SAFETY: the offsets were found to be right.
         let begun = unsafe { Layout::byte(layout.global + Layout::PHASE) } != Layout::BETWEEN;
         (notes.cycles, notes.before, notes.collected) = (1 + u8::from(begun), total(), flow);
     }
-    let began = lua::now_us();
-    let until_us = began + SLICE_US;
     let mut work = Work { layout, gc: api.gc, until_us, finalize, outcome: Outcome::Cut };
     // SAFETY: no Lua runs and no other thread; the coroutine is our own and anchored.
     unsafe {
@@ -381,10 +385,13 @@ unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> 
     }
     notes.cycles -= 1;
     if notes.cycles > 0 {
+        // The one that begins now finds whatever was garbage until now.
+        notes.collected = flow;
         return Some(Next::More);
     }
+    notes.live = total();
     // SAFETY: the caller's.
-    unsafe { heap.tell_collected(notes.before.saturating_sub(total())) };
+    unsafe { heap.tell_collected(notes.before.saturating_sub(notes.live)) };
     Some(Next::More)
 }
 

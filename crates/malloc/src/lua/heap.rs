@@ -132,8 +132,14 @@ pub struct Notes {
     pub cycles: u8,
     /// Bytes that the state had before the first of these.
     pub before: u64,
-    /// [`Told::flow`] when these were found to be due.
+    /// Bytes that it had after the last.
+    pub live: u64,
+    /// [`Told::flow`] when the last of these began.
     pub collected: u64,
+    /// The wait in which it is being looked whether any Lua runs, and up to which page it has been.
+    pub looking: u64,
+    /// See [`Notes::looking`].
+    pub page: usize,
     /// The last wait in which no Lua was found to run.
     pub looked: u64,
     /// [`Told::flow`] when the heap was tidied.
@@ -616,28 +622,40 @@ impl Heap {
         self.give(SPARE);
     }
 
-    /// Calls `f` with the address of every block of the class that `size` bytes have, until it says false; whether it
-    /// never did.
-    pub(crate) fn each_block(&mut self, size: usize, mut f: impl FnMut(usize) -> bool) -> bool {
+    /// Calls `f` with the address of every block of the class that `size` bytes have in pages from `from` on, until it
+    /// says false; whether it never did. Where time runs out, `None`, and `from` is where to go on.
+    pub(crate) fn each_block(
+        &mut self,
+        size: usize,
+        from: &mut usize,
+        until_us: u64,
+        mut f: impl FnMut(usize) -> bool,
+    ) -> Option<bool> {
         if size == 0 || size > TABLE_MAX {
-            return false;
+            return Some(false);
         }
-        self.settle();
-        let (class, mut at) = (class::small_by_eight(size), 0);
-        while let Some(chunk) = super::next_paged(at) {
-            for page in (0..CHUNK_PAGES).map(|i| Page::at(chunk * CHUNK_PAGES + i)) {
+        if *from == 0 {
+            self.settle();
+        }
+        let class = class::small_by_eight(size);
+        let shape = Class::of(class);
+        while let Some(chunk) = super::next_paged(*from / CHUNK_PAGES) {
+            for n in (*from).max(chunk * CHUNK_PAGES)..(chunk + 1) * CHUNK_PAGES {
+                *from = n + 1;
+                let page = Page::at(n);
                 if self.class_of(page) != Some(class) {
                     continue;
                 }
-                let shape = Class::of(class);
                 let mut live = slots(page.entry().live(shape));
                 if !live.all(|slot| f(page.address() + (slot * shape.size) as usize)) {
-                    return false;
+                    return Some(false);
+                }
+                if sys::now_us() >= until_us {
+                    return None;
                 }
             }
-            at = chunk + 1;
         }
-        true
+        Some(true)
     }
 
     /// The class of a page of this heap.

@@ -268,14 +268,20 @@ impl State {
         unsafe { self.heap() }.age();
     }
 
-    /// Calls `f` with the address of every block of the class that blocks of `size` bytes have, until it says false;
-    /// whether it never did.
+    /// Calls `f` with the address of every block of the class that blocks of `size` bytes have, in pages from `from` on,
+    /// until it says false; whether it never did. Where time runs out, `None`, and `from` is where to go on.
     ///
     /// # Safety
     /// As for [`State::notes`].
-    pub unsafe fn each_block(self, size: usize, f: impl FnMut(usize) -> bool) -> bool {
+    pub unsafe fn each_block(
+        self,
+        size: usize,
+        from: &mut usize,
+        until_us: u64,
+        f: impl FnMut(usize) -> bool,
+    ) -> Option<bool> {
         // SAFETY: the caller's.
-        unsafe { self.heap() }.each_block(size, f)
+        unsafe { self.heap() }.each_block(size, from, until_us, f)
     }
 }
 
