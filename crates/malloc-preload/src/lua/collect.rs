@@ -46,6 +46,9 @@ static PENDING_MS: AtomicU64 = AtomicU64::new(0);
 /// Counts waits in which something is done: no Lua runs between two slices of one.
 static WAITS: AtomicU64 = AtomicU64::new(0);
 
+/// Slices for cycles that are due, at most, some ten seconds: a collector that comes to no end is left alone.
+const SLICES_MOST: u32 = 20_000;
+
 /// A glibc signal set.
 pub(super) type Signals = [u64; 16];
 
@@ -363,6 +366,12 @@ unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> 
         // SAFETY: the offsets were found to be right.
         let begun = unsafe { Layout::byte(layout.global + Layout::PHASE) } != Layout::BETWEEN;
         (notes.cycles, notes.before, notes.collected) = (1 + u8::from(begun), total(), flow);
+        notes.slices = 0;
+    }
+    notes.slices += 1;
+    if notes.slices > SLICES_MOST {
+        notes.unknown = true;
+        return None;
     }
     let mut work = Work { layout, gc: api.gc, until_us, finalize, outcome: Outcome::Cut };
     // SAFETY: no Lua runs and no other thread; the coroutine is our own and anchored.

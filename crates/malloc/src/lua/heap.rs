@@ -126,10 +126,12 @@ pub struct Notes {
     pub state: usize,
     /// A coroutine of our own; 0 for none.
     pub coroutine: usize,
-    /// The state's layout is not one that is known.
+    /// The state's layout is not one that is known, or its collector came to no end.
     pub unknown: bool,
     /// Cycles of the collector that are still to be run to the end.
     pub cycles: u8,
+    /// Slices that these have taken.
+    pub slices: u32,
     /// Bytes that the state had before the first of these.
     pub before: u64,
     /// Bytes that it had after the last.
