@@ -408,26 +408,31 @@ impl Heap {
                 });
             }
         }
+        pages().for_each(|page| self.unlist(page, class));
+        let shared = self.share(pages());
+        for page in pages().filter(|page| !page.entry().is(MESHED)) {
+            self.list(page, class);
+        }
+        pages().filter(|page| page.entry().is(MESHED)).for_each(|page| page.entry().set_due(shape));
+        shared.map(|()| count)
+    }
+
+    /// Has pages, which are in no list, share a frame with the bytes that were put together. Under the lock from
+    /// beginning to end: a fork in another thread sees all or none.
+    fn share(&mut self, pages: impl Iterator<Item = Page>) -> Result<(), Errno> {
         let mut shared = self.mesh.shared.lock();
         let frame = shared.frames.take(&self.mesh.bytes)?;
-        let mut sharing = 0;
-        for page in pages() {
+        for (i, page) in pages.enumerate() {
             shared.frames.share(page, frame)?;
-            // Its links are in the list of its bucket until now.
-            drop(shared);
-            self.unlist(page, class);
-            shared = self.mesh.shared.lock();
+            self.told.frames.add(u64::from(i == 0));
             let before = boundaries(page);
             shared.link(page, frame);
             page.entry().set(ALIASED, true);
             self.mesh.mappings = (self.mesh.mappings + boundaries(page)).saturating_sub(before);
-            page.entry().set_due(shape);
             self.told.meshed.add(1);
             self.told.ever_meshed.add(1);
-            sharing += 1;
         }
-        self.told.frames.add(1);
-        Ok(sharing)
+        Ok(())
     }
 }
 
