@@ -56,11 +56,14 @@ fn simulate(load: Load, policy: Option<Policy>) -> (f64, f64) {
 }
 
 fn thresholds() {
-    println!("factor  to     kept beyond need (x of what is held) | moved by growing again (elements per 1000 held)");
+    println!(
+        "factor  to     kept beyond need (x of what is held) | moved by growing again (elements per 1000 held)"
+    );
     let names = LOADS.map(|(name, _)| format!("{name:>10}")).join(" ");
     println!("              {names} | {names}");
     let mut policies = vec![("never".to_owned(), None)];
-    for (factor, to) in [(1.0, 1.0), (1.25, 1.0), (1.5, 1.25), (2.0, 1.0), (2.0, 1.25), (2.0, 1.5), (3.0, 1.5), (4.0, 2.0)]
+    for (factor, to) in
+        [(1.0, 1.0), (1.25, 1.0), (1.5, 1.25), (2.0, 1.0), (2.0, 1.25), (2.0, 1.5), (3.0, 1.5), (4.0, 2.0)]
     {
         policies.push((format!("{factor:<7} {to:<5}"), Some(Policy::new().hysteresis(factor, to))));
     }
@@ -95,7 +98,11 @@ struct Queue {
 }
 
 fn walk() {
-    let queue = || Queue { ready: Vec::with_capacity(64), unacked: HashMap::with_capacity(28), name: String::with_capacity(16) };
+    let queue = || Queue {
+        ready: Vec::with_capacity(64),
+        unacked: HashMap::with_capacity(28),
+        name: String::with_capacity(16),
+    };
     let mut queues: HashMap<u64, Queue> = (0..300_000).map(|n| (n, queue())).collect();
     let begin = Instant::now();
     let slack = queues.slack();
@@ -107,7 +114,8 @@ fn walk() {
         "a cascade over them: {} of {} in {} cuts, {} slices, {:?}, longest {:?}",
         report.returned, report.slack, report.cut, report.slices, report.time, report.longest_slice
     );
-    let mut job = Job::new("queues", Policy::new().floor(Bytes(256)).slice(Duration::MAX).slice_bytes(Bytes::MAX));
+    let mut job =
+        Job::new("queues", Policy::new().floor(Bytes(256)).slice(Duration::MAX).slice_bytes(Bytes::MAX));
     job.slice(&mut queues);
     println!("a walk that finds nothing: {:?}, {:.1} ns for each collection", job.report().time, {
         job.report().time.as_nanos() as f64 / job.report().sites as f64
@@ -131,7 +139,12 @@ fn cut() {
             smaller.extend_from_slice(&list);
             black_box(smaller);
         });
-        println!("64 MiB cut to {}: in place {:.0} us, copied {:.0} us", Bytes(left), in_place / 1e3, copied / 1e3);
+        println!(
+            "64 MiB cut to {}: in place {:.0} us, copied {:.0} us",
+            Bytes(left),
+            in_place / 1e3,
+            copied / 1e3
+        );
     }
 }
 
