@@ -10,6 +10,7 @@ use crate::server::{Buffers, KEEP, Server};
 use crate::session::{Blocked, Next, Session};
 use ebbtide_shrink::pool::Guard;
 use ebbtide_shrink::{Bytes, Cascade, Member, Shrink};
+use rustix::net::{RecvFlags, recv};
 use std::future::pending;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -91,6 +92,9 @@ impl Connection {
                 // The next wait begins with a slice; others have their turn before.
                 Event::Pressure => tokio::task::yield_now().await,
                 Event::Woken => {
+                    if self.gone() {
+                        return Ok(());
+                    }
                     let out = &mut self.buffers().output;
                     if let Some(wait) = &blocked
                         && wait.poll(true, out)
@@ -169,6 +173,12 @@ impl Connection {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the client has closed by now, though the runtime has not heard of it: then the message is for another.
+    fn gone(&self) -> bool {
+        let peeked = recv(&self.socket, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        matches!(peeked, Ok((0, _)))
     }
 
     /// A last word, if the client takes it.

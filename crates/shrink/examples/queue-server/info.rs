@@ -12,12 +12,15 @@ struct Queues {
     ready: usize,
     unacked: usize,
     files: usize,
+    /// Clients in BRPOP and BLPOP, once for each queue they wait for.
+    waiting: usize,
 }
 
 fn queues(server: &Server) -> Queues {
     let mut sum = Queues::default();
     for vhost in &server.vhosts {
         let vhost = vhost.lock().unwrap_or_else(PoisonError::into_inner);
+        sum.waiting += vhost.waiting();
         for queue in vhost.queues.values() {
             sum.queues += 1;
             sum.ready += queue.ready.len();
@@ -57,7 +60,8 @@ fn write_info(server: &Server, out: &mut String) -> fmt::Result {
     write!(out, "used_memory:{}\r\n", server.store.budget.used())?;
     write!(out, "maxmemory:{}\r\n", server.options.memory_limit)?;
     write!(out, "# Queues\r\nqueues:{}\r\nready:{}\r\n", queues.queues, queues.ready)?;
-    write!(out, "unacked:{}\r\noverflow_files:{}\r\n", queues.unacked, queues.files)?;
+    write!(out, "unacked:{}\r\nwaiting:{}\r\n", queues.unacked, queues.waiting)?;
+    write!(out, "overflow_files:{}\r\n", queues.files)?;
     write!(out, "# Buffers\r\nused:{}\r\nidle:{}\r\n", buffers.out, buffers.idle)?;
     write!(out, "idle_bytes:{}\r\n", buffers.idle_bytes.0)?;
     let report = server.registry.totals();

@@ -93,6 +93,11 @@ impl Vhost {
         }
     }
 
+    /// How many wait, once for each queue they wait for.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.values().map(VecDeque::len).sum()
+    }
+
     /// Has a client wait; at the head of the line if it was woken and another one was faster.
     pub(crate) fn wait(&mut self, name: &Name, waiter: &Arc<Waiter>, again: bool) {
         let waiting = self.waiting.entry(name.clone()).or_default();
