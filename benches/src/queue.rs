@@ -158,7 +158,7 @@ fn round(args: &Args, mode: &str, preload: Option<&PathBuf>) -> Result<Round> {
             .map(|n| {
                 scope.spawn({
                     let (port, stop) = (&server.port, &stop);
-                    move || client(port, n, stop)
+                    move || client(port, n, args.think, stop)
                 })
             })
             .collect();

@@ -2,7 +2,7 @@
 //!
 //! `cargo run -p ebbtide-pressure --example watch [SECONDS]`: without end, or for so long.
 
-use ebbtide_pressure::{Options, Pressure};
+use ebbtide_pressure::{Kind, Options, Pressure};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,10 @@ fn watch(time: Option<Duration>) -> std::io::Result<()> {
         println!("  passed over: {better}");
     }
     let mut source = pressure.source();
+    if matches!(source.kind(), Kind::Off | Kind::Nothing) {
+        println!("nothing will come");
+        return Ok(());
+    }
     loop {
         let left = time.map(|time| time.saturating_sub(start.elapsed()));
         let Some(event) = pressure.wait(left) else { return Ok(()) };

@@ -9,7 +9,7 @@
 use crate::cgroup::{Group, Version};
 use crate::feed::Feed;
 use crate::feed::averages::Averages;
-use crate::feed::events::{Events, Judge};
+use crate::feed::events::{Events, Scale};
 use crate::feed::gauge::{Gauge, Loud};
 use crate::feed::notes::{Notes, Way};
 use crate::feed::trigger::Triggers;
@@ -201,9 +201,9 @@ impl Field {
         let path = if is_own || !self.machine.exists(&local) { group.file("memory.events") } else { local };
         let file = path.clone();
         Offer::new(Kind::CgroupEvents, &path, move || {
-            let psi = Gauge::new(&self.machine, &group.file("memory.pressure"), self.loud()).map(Judge::Psi);
-            let judge = psi.or_else(|_| Usage::group(&self.machine, group).map(Judge::Usage))?;
-            Events::open(&self.machine, &file, judge)
+            let psi = Gauge::new(&self.machine, &group.file("memory.pressure"), self.loud()).map(Scale::Psi);
+            let scale = psi.or_else(|_| Usage::group(&self.machine, group).map(Scale::Usage))?;
+            Events::open(&self.machine, &file, scale)
         })
     }
 

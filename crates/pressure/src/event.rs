@@ -47,7 +47,8 @@ impl Event {
         }
     }
 
-    /// Whether something should be given back now: pressure begins, gets worse or lasts.
+    /// Whether something should be given back now: pressure begins, gets worse or lasts. Of which level is another
+    /// matter: [`Level::Low`] may come every 15 s in a container whose page cache fills its limit.
     pub fn is_call(&self) -> bool {
         matches!(self.change(), Change::Onset | Change::Rise | Change::Still)
     }

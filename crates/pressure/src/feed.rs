@@ -11,8 +11,10 @@ pub(crate) mod vmpressure;
 
 use crate::Level;
 use crate::judge::Look;
+use crate::machine::{read_again, refusal};
 use rustix::event::PollFlags;
-use rustix::fd::BorrowedFd;
+use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::io::Errno;
 use std::time::{Duration, Instant};
 
 /// A source that is being watched.
@@ -46,8 +48,10 @@ pub(crate) trait Feed: Send {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Lost(pub(crate) String);
 
-impl Lost {
-    pub(crate) fn new(why: impl Into<String>) -> Lost {
-        Lost(why.into())
+/// Reads `fd` from its beginning. `None` if that fails this time, as for want of memory: a source is not given up for that.
+fn read(fd: &OwnedFd) -> Result<Option<Vec<u8>>, Lost> {
+    match read_again(fd) {
+        Err(errno @ (Errno::NODEV | Errno::NOENT | Errno::BADF)) => Err(Lost(refusal(errno))),
+        other => Ok(other.ok()),
     }
 }

@@ -9,7 +9,7 @@ pub enum Level {
     /// Nothing is short.
     #[default]
     None,
-    /// The kernel reclaims without trouble. Only cgroup v1 tells it: a good time to keep less.
+    /// The kernel reclaims without trouble: a good time to keep less. Only a cgroup at its limit tells it.
     Low,
     /// Tasks wait for memory now and then: caches should go.
     Medium,

@@ -41,6 +41,12 @@ pub struct Pressure {
     watcher: Arc<Watcher>,
 }
 
+/// Readers may be shared and sent.
+const _: fn() = || {
+    fn shared<T: Send + Sync>() {}
+    shared::<Pressure>();
+};
+
 impl Pressure {
     /// Finds the best source and begins to watch it.
     ///
@@ -121,7 +127,7 @@ impl Pressure {
         std::future::poll_fn(|task| self.inbox.poll(task)).await
     }
 
-    /// Waits for the next event, at most for `timeout`, or without end.
+    /// Waits for the next event, at most for `timeout`, or without end: for ever, where nothing is watched.
     pub fn wait(&self, timeout: Option<Duration>) -> Option<Event> {
         if self.watcher.is_another_process() { None } else { self.inbox.wait(timeout) }
     }

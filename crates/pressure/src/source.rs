@@ -41,7 +41,7 @@ pub enum Kind {
 impl Kind {
     fn name(self) -> &'static str {
         match self {
-            Kind::Off => "off",
+            Kind::Off => "off, as MEMORY_PRESSURE_WATCH=/dev/null says",
             Kind::SystemdFile => "the service manager's PSI file",
             Kind::SystemdFifo => "the service manager's FIFO",
             Kind::SystemdSocket => "the service manager's socket",

@@ -6,8 +6,13 @@ use ebbtide_testkit::FakeRoot;
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use std::fs::File;
+use std::future::Future;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
+use std::pin::pin;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 const PATIENT: Option<Duration> = Some(Duration::from_secs(60));
@@ -311,4 +316,28 @@ async fn a_task_is_woken() {
     tokio::task::yield_now().await;
     fake.set("proc/pressure/memory", psi("0.00"));
     assert_eq!(waiting.await.unwrap(), Change::Release);
+}
+
+/// A task that owns the last reader, and is dropped where it is woken: in the watcher's own thread, which must not wait
+/// for itself.
+#[test]
+fn the_thread_may_drop_the_last_reader() {
+    struct Task(Mutex<Option<(Pressure, Sender<()>)>>);
+    impl Wake for Task {
+        fn wake(self: Arc<Task>) {
+            let (pressure, done) = self.0.lock().unwrap().take().unwrap();
+            drop(pressure);
+            done.send(()).unwrap();
+        }
+    }
+    let fake = machine();
+    fifo(&fake);
+    let pressure = open(&fake, "/fifo", Kind::SystemdFifo);
+    let (send, receive) = channel();
+    let task = Arc::new(Task(Mutex::new(None)));
+    let waker = Waker::from(Arc::clone(&task));
+    assert!(pin!(pressure.next()).poll(&mut Context::from_waker(&waker)).is_pending());
+    *task.0.lock().unwrap() = Some((pressure, send));
+    note(&fake);
+    receive.recv_timeout(Duration::from_secs(60)).unwrap();
 }

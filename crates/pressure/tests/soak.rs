@@ -1,6 +1,6 @@
-//! Thousands of onsets and releases at random, over a real FIFO and a real socket, with readers that come now and then:
-//! no event is lost and none invented. `EBBTIDE_PRESSURE_SOAK=N` for N bursts (300 unless set), `EBBTIDE_PRESSURE_SEED=N`
-//! for the same ones again.
+//! Thousands of onsets and releases at random, over a real FIFO and a real socket, with readers that come now and then,
+//! and others that begin and go meanwhile: no event is lost and none invented. `EBBTIDE_PRESSURE_SOAK=N` for N bursts (300
+//! unless set), `EBBTIDE_PRESSURE_SEED=N` for the same ones again.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use ebbtide_pressure::{Change, Event, Level, Options, Pressure};
@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const PATIENT: Option<Duration> = Some(Duration::from_secs(60));
@@ -82,13 +83,46 @@ impl Reader {
     }
 }
 
-/// Bursts of notes; after each it is waited until the first reader was told that it is over. The others read at random,
-/// and must find a call exactly if there was a burst since they last did.
-fn soak(way: &str, mut world: World, pressure: Pressure) {
+/// Readers that begin at any moment, read a little in a thread of their own, and go.
+fn pass_by(pressure: &Pressure, mut random: Random, over: &AtomicBool) {
+    while !over.load(Relaxed) {
+        let mut reader = Reader { pressure: pressure.try_clone().unwrap(), knows: Level::None, told: 0 };
+        for _ in 0..random.below(20) {
+            if let Some(event) = reader.pressure.wait(Some(Duration::from_micros(random.below(2000)))) {
+                reader.check(&event);
+            }
+        }
+    }
+}
+
+fn soak(way: &str, world: World, pressure: Pressure) {
     let seed = asked("EBBTIDE_PRESSURE_SEED")
         .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 | 1);
     println!("{way}: EBBTIDE_PRESSURE_SEED={seed}");
-    let mut random = Random(seed);
+    let over = AtomicBool::new(false);
+    let passer_by = pressure.try_clone().unwrap();
+    std::thread::scope(|scope| {
+        for salt in 1..=2 {
+            let (pressure, over) = (&passer_by, &over);
+            scope.spawn(move || pass_by(pressure, Random(seed.wrapping_add(salt) | 1), over));
+        }
+        // Set whatever happens, or a failure would be waited for.
+        let _over = Over(&over);
+        bursts(way, Random(seed), world, pressure);
+    });
+}
+
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// Bursts of notes; after each it is waited until the first reader was told that it is over. The others read at random,
+/// and must find a call exactly if there was a burst since they last did.
+fn bursts(way: &str, mut random: Random, mut world: World, pressure: Pressure) {
     let reader =
         |pressure: &Pressure| Reader { pressure: pressure.try_clone().unwrap(), knows: Level::None, told: 0 };
     let mut late: Vec<(Reader, bool)> = (0..4).map(|_| (reader(&pressure), false)).collect();

@@ -5,6 +5,8 @@
 //! [`Registry::with_allocator`](crate::Registry::with_allocator) names the call.
 
 use crate::ffi;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 /// An allocator that was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,11 +34,20 @@ pub fn give_back() -> impl Iterator<Item = Allocator> {
     found.into_iter().filter_map(|(found, allocator)| found.then_some(allocator))
 }
 
+/// How long a thread keeps what it has cached after it gave it back: a thread may have a thousand owners.
+const APART: Duration = Duration::from_millis(100);
+
 /// Gives what the calling thread has cached back to where [`give_back`] can reach it: an owner's thread calls this
 /// after its cascade, because no other thread can for it.
 pub(crate) fn thread_idle() {
-    ffi::mallctl(c"thread.tcache.flush");
-    ffi::mi_collect(false);
+    thread_local! {
+        static LAST: Cell<Option<Instant>> = const { Cell::new(None) };
+    }
+    if LAST.get().is_none_or(|last| last.elapsed() >= APART) {
+        ffi::mallctl(c"thread.tcache.flush");
+        ffi::mi_collect(false);
+        LAST.set(Some(Instant::now()));
+    }
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ impl<'a> Cascade<'a> {
     pub fn sites<S: Site>(&mut self, sites: impl IntoIterator<Item = S>) {
         let taken = self.pass();
         for (index, mut site) in sites.into_iter().enumerate().skip(taken) {
-            if self.walk.spent() {
+            if self.walk.over() {
                 return;
             }
             if self.step() {
@@ -86,7 +86,7 @@ impl<'a> Cascade<'a> {
         }
         let taken = self.pass();
         for (index, element) in elements.into_iter().enumerate().skip(taken) {
-            if self.walk.spent() {
+            if self.walk.over() {
                 return;
             }
             self.child(Step::Index(index), Tuning::NONE, |cascade| element.shrink(cascade));
@@ -100,7 +100,7 @@ impl<'a> Cascade<'a> {
         }
         let taken = self.pass();
         for (index, element) in elements.into_iter().enumerate().skip(taken) {
-            if self.walk.spent() {
+            if self.walk.over() {
                 return;
             }
             self.child(Step::Index(index), Tuning::NONE, |cascade| element.shrink_shared(cascade));
@@ -117,11 +117,31 @@ impl<'a> Cascade<'a> {
             return;
         }
         let taken = self.pass();
+        self.walk.passed(taken);
         for (key, value) in entries.into_iter().skip(taken) {
-            if self.walk.spent() {
+            if self.walk.over() {
                 return;
             }
             self.child(Step::Key(&key), Tuning::NONE, |cascade| value.shrink(cascade));
+        }
+    }
+
+    /// Descends into each value of a map that others hold, too.
+    pub fn entries_shared<'e, K, V>(&mut self, entries: impl IntoIterator<Item = (&'e K, &'e V)>)
+    where
+        K: Debug + 'e,
+        V: ShrinkShared + 'e,
+    {
+        if V::is_flat_shared() {
+            return;
+        }
+        let taken = self.pass();
+        self.walk.passed(taken);
+        for (key, value) in entries.into_iter().skip(taken) {
+            if self.walk.over() {
+                return;
+            }
+            self.child(Step::Key(&key), Tuning::NONE, |cascade| value.shrink_shared(cascade));
         }
     }
 

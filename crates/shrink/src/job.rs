@@ -7,6 +7,7 @@ use crate::history::History;
 use crate::path::{Link, Step};
 use crate::walk::Walk;
 use crate::{Policy, Report, Shrink, ShrinkShared};
+use std::time::{Duration, Instant};
 
 /// One cascade that is done slice by slice, for owners that want no [`Registry`](crate::Registry).
 ///
@@ -24,6 +25,7 @@ use crate::{Policy, Report, Shrink, ShrinkShared};
 pub struct Job {
     name: &'static str,
     walk: Walk,
+    took: Duration,
     done: bool,
 }
 
@@ -34,7 +36,7 @@ impl Job {
     }
 
     pub(crate) fn with_history(name: &'static str, policy: Policy, history: History) -> Job {
-        Job { name, walk: Walk::new(policy, history), done: false }
+        Job { name, walk: Walk::new(policy, history), took: Duration::ZERO, done: false }
     }
 
     /// Does one slice; whether there is more to do. It must be the same value each time, and may have changed.
@@ -63,7 +65,7 @@ impl Job {
                 break;
             }
         }
-        self.walk.end_slice();
+        self.took = self.walk.end_slice();
         !self.done
     }
 
@@ -75,6 +77,12 @@ impl Job {
     /// What it found and gave back.
     pub fn into_report(self) -> Report {
         self.walk.report
+    }
+
+    /// When its policy wants the next slice, if the last one ends now.
+    pub(crate) fn next(&self) -> Instant {
+        let now = Instant::now();
+        now.checked_add(self.walk.policy.pause(self.took)).unwrap_or(now)
     }
 
     pub(crate) fn into_parts(self) -> (Report, History) {

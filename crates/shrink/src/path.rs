@@ -35,15 +35,16 @@ const LONGEST: usize = 240;
 const LONGEST_KEY: usize = 48;
 
 impl Link<'_> {
-    /// The path as text; `None` where there is no memory for it.
-    pub(crate) fn text(&self, show: Show) -> Option<String> {
-        let mut text = Text { out: String::new(), limit: LONGEST, refused: false };
+    /// Writes the path into `out`, in place of what is there; whether there was memory for it.
+    pub(crate) fn text(&self, out: &mut String, show: Show) -> bool {
+        out.clear();
+        let mut text = Text { out, limit: LONGEST, refused: false };
         // An error here means that the limit was reached: what is written so far stands.
         let _ = self.write(&mut text, show);
-        (!text.refused).then_some(text.out)
+        !text.refused
     }
 
-    fn write(&self, out: &mut Text, show: Show) -> fmt::Result {
+    fn write(&self, out: &mut Text<'_>, show: Show) -> fmt::Result {
         if let Some(up) = self.up {
             up.write(out, show)?;
         }
@@ -104,13 +105,13 @@ impl Write for Fnv {
 }
 
 /// A string that refuses to grow beyond its limit, and survives a refusal of the allocator.
-struct Text {
-    out: String,
+struct Text<'a> {
+    out: &'a mut String,
     limit: usize,
     refused: bool,
 }
 
-impl Write for Text {
+impl Write for Text<'_> {
     fn write_str(&mut self, s: &str) -> fmt::Result {
         for c in s.chars() {
             if c.is_control() {
@@ -123,7 +124,7 @@ impl Write for Text {
     }
 }
 
-impl Text {
+impl Text<'_> {
     fn push(&mut self, c: char) -> fmt::Result {
         if self.out.len() + c.len_utf8() > self.limit {
             return Err(fmt::Error);
@@ -144,7 +145,11 @@ mod tests {
     fn shown(steps: &[Step<'_>], show: Show) -> String {
         fn down(up: Option<&Link<'_>>, steps: &[Step<'_>], show: Show) -> String {
             match steps {
-                [] => up.unwrap().text(show).unwrap(),
+                [] => {
+                    let mut text = String::new();
+                    assert!(up.unwrap().text(&mut text, show));
+                    text
+                }
                 [step, rest @ ..] => down(Some(&Link { up, step: *step }), rest, show),
             }
         }

@@ -15,6 +15,7 @@ pub struct Policy {
     pub(crate) floor: Bytes,
     pub(crate) slice: Duration,
     pub(crate) slice_bytes: Bytes,
+    pub(crate) duty: f64,
     pub(crate) transient: Bytes,
     pub(crate) rest: Duration,
     pub(crate) tries: u32,
@@ -30,6 +31,7 @@ impl Default for Policy {
             floor: Bytes::from_kib(1),
             slice: Duration::from_micros(500),
             slice_bytes: Bytes::from_mib(8),
+            duty: 0.08,
             transient: Bytes::from_mib(4),
             rest: Duration::from_secs(10),
             tries: 3,
@@ -52,6 +54,7 @@ impl Policy {
             .floor(Bytes(1))
             .slice(Duration::MAX)
             .slice_bytes(Bytes::MAX)
+            .duty(1.0)
             .transient(Bytes::MAX)
             .rest(Duration::ZERO)
     }
@@ -81,6 +84,14 @@ impl Policy {
     /// The most one slice may give back (freeing costs, too: 0.1 to 0.3 us for each page). Default 8 MiB.
     pub fn slice_bytes(mut self, bytes: Bytes) -> Policy {
         self.slice_bytes = bytes;
+        self
+    }
+
+    /// How much of an owner's time may go into slices, as a share of it: after a slice, polls do nothing until the rest
+    /// has passed, or a cascade would be a slice for each request. Default 0.08; 1 means no pause. A [`Job`](crate::Job)
+    /// leaves that to its caller.
+    pub fn duty(mut self, share: f64) -> Policy {
+        self.duty = share.clamp(0.001, 1.0);
         self
     }
 
@@ -118,6 +129,12 @@ impl Policy {
     pub fn may_abort(mut self, may: bool) -> Policy {
         self.may_abort = may;
         self
+    }
+
+    /// How long an owner is left alone after a slice that took so long.
+    pub(crate) fn pause(&self, slice: Duration) -> Duration {
+        // A cast saturates, and NaN, which passes `clamp`, becomes 0.
+        Duration::from_nanos((slice.as_nanos() as f64 * (1.0 / self.duty - 1.0)) as u64)
     }
 
     /// What to do with this buffer: `None` leaves it.
@@ -211,6 +228,13 @@ mod tests {
         assert_eq!(policy.plan(&Fake(10, 99), Tuning::NONE.factor(10.0)), None);
         assert_eq!(policy.plan(&Fake(0, 5), Tuning::NONE).unwrap().target, 0);
         assert_eq!(Policy::new().plan(&Fake(0, 1023), Tuning::NONE), None);
+    }
+
+    #[test]
+    fn a_slice_is_followed_by_a_pause() {
+        let pause = |duty| Policy::new().duty(duty).pause(Duration::from_micros(500)).as_micros();
+        assert_eq!([pause(0.1), pause(0.5), pause(1.0), pause(9.0), pause(0.0)], [4500, 500, 0, 0, 499_500]);
+        assert_eq!(pause(f64::NAN), 0);
     }
 
     proptest! {

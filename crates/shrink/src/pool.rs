@@ -156,11 +156,10 @@ impl<T> Inner<T> {
         if let Place::Used(mut value) = place {
             // If this panics, dropping the guard without an object frees the place.
             if (inner.check)(&mut value) {
-                inner.lock().stats.reused += 1;
                 guard.value = Some(value);
                 return guard;
             }
-            inner.lock().stats.unhealthy += 1;
+            inner.lock().unhealthy();
         }
         guard.value = Some((inner.make)());
         inner.lock().stats.made += 1;

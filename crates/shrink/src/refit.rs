@@ -1,7 +1,7 @@
 //! Cutting a `Vec` or `String` down without a second buffer, and without the end of the process where the allocator
 //! refuses: `Vec::shrink_to` calls `handle_alloc_error` then, which aborts, and there is no `try_shrink_to`. A new
-//! `Vec` by `try_reserve_exact` would do safely, but hold both buffers for a moment, and copy: tens of milliseconds for
-//! 64 MiB cut to 48 that glibc cuts in place in 6 us (`examples/measure.rs`).
+//! `Vec` by `try_reserve_exact` would do safely, but hold both buffers for a moment, and copy: 2 to 47 ms for 64
+//! MiB cut to 48 that glibc cuts in place in 6 us (`examples/measure.rs`).
 //!
 //! Invariant: the elements are the same before and after, whatever the allocator answers.
 #![allow(unsafe_code)]

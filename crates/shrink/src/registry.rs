@@ -19,8 +19,12 @@ use crate::{Policy, Report, ShrinkShared};
 use bell::Bell;
 use member::{Member, Turn};
 use shares::Shares;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 use tidy::Tidy;
+
+crate::std_impls::flat! { [] Registry, [] Member }
 
 /// Where owners of memory and those who notice pressure meet. Cloning it is cheap and gives the same registry.
 ///
@@ -48,7 +52,7 @@ pub struct Registry {
 type GiveBack = Box<dyn Fn() + Send + Sync>;
 
 pub(crate) struct Shared {
-    bell: Bell,
+    bell: Arc<Bell>,
     policy: Policy,
     tidy: Arc<Tidy>,
     /// In place of asking the allocators that are found.
@@ -85,9 +89,9 @@ impl Registry {
 
     fn build(policy: Policy, own: Option<GiveBack>) -> Registry {
         let shared = Shared {
-            bell: Bell::default(),
+            bell: Arc::default(),
             policy,
-            tidy: Arc::default(),
+            tidy: Arc::new(Tidy::new(tidy::APART)),
             own: Arc::new(own),
             shares: Shares::default(),
             totals: Mutex::default(),
@@ -113,7 +117,7 @@ impl Registry {
     /// Says that there is pressure: nothing else is done on this thread but to wake tasks that wait in
     /// [`Member::flagged`].
     pub fn flag(&self) {
-        self.shared.bell.ring();
+        self.shared.flag();
     }
 
     /// Does one slice on the shared values, if there is pressure and no other thread is at it. Without pressure this
@@ -131,9 +135,10 @@ impl Registry {
         self.shared.shares.slice(&self.shared)
     }
 
-    /// Starts a thread that asks the allocator to return pages after cascades, so that owners need not: glibc's
-    /// `malloc_trim` takes 0.2 us for each page it returns. It ends with the registry. Calling this again does
-    /// nothing.
+    /// Starts a thread that wakes sleeping tasks, 64 each millisecond, and asks the allocator to return pages after
+    /// cascades, once for all that end together, so that owners need not: glibc's `malloc_trim` takes 0.2 us for each
+    /// page it returns. It ends with the registry. Calling this again does nothing. Without a keeper all sleepers are
+    /// woken at once, and the owner that ends last asks, at most ten times a second.
     ///
     /// # Errors
     /// Where no thread can be had.
@@ -141,14 +146,17 @@ impl Registry {
         if !self.shared.tidy.employ() {
             return Ok(());
         }
-        let (tidy, own) = (Arc::clone(&self.shared.tidy), Arc::clone(&self.shared.own));
-        let keeper = move || tidy.keep(|| give_back(&own));
+        let Shared { tidy, bell, own, .. } = &*self.shared;
+        let (tidy, bell, own) = (Arc::clone(tidy), Arc::clone(bell), Arc::clone(own));
+        let wake = move || bell.wake(|| std::thread::sleep(Duration::from_millis(1)));
+        let keeper = move || tidy.keep(wake, || give_back(&own));
         let spawned = std::thread::Builder::new().name("shrink-keeper".into()).spawn(keeper);
         spawned.map(drop).inspect_err(|_| self.shared.tidy.dismiss())
     }
 
     /// Watches for memory pressure, by the best source this machine has, and rings at each call for memory; starts the
-    /// [`keeper`](Registry::keeper), too. That there is no source is no error: then nothing rings.
+    /// [`keeper`](Registry::keeper), too. That there is no source is no error: then nothing rings. It takes three threads
+    /// that sleep: the source's, one that rings, and the keeper.
     ///
     /// # Errors
     /// Where no thread or file descriptor can be had.
@@ -180,6 +188,13 @@ impl Registry {
 }
 
 impl Shared {
+    fn flag(&self) {
+        self.bell.ring();
+        if !self.tidy.rang() {
+            self.bell.wake(|| {});
+        }
+    }
+
     fn finished(&self, name: &'static str, report: &Report) {
         #[cfg(feature = "tracing")]
         crate::trace::done(name, report);
@@ -199,10 +214,9 @@ impl Shared {
 
 fn give_back(own: &Option<GiveBack>) {
     match own {
-        Some(own) => own(),
-        None => {
-            let _ = allocator::give_back();
-        }
+        // A panic in it must not end the keeper, nor keep others from asking.
+        Some(own) => _ = catch_unwind(AssertUnwindSafe(own)),
+        None => _ = allocator::give_back(),
     }
 }
 

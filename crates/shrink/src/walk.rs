@@ -23,6 +23,10 @@ use std::time::{Duration, Instant};
 const SPREAD: usize = 16;
 /// Steps between looks at the clock, which costs about as much as these steps.
 const CLOCK_EVERY: u64 = 16;
+/// What it takes to pass over an entry of a map, which can only be gone through from its beginning (1.4 ns measured).
+/// Where that is most of a slice, as much again is worked, or the time would go into getting there; it is reckoned, not
+/// measured, because other work on the machine would count, too.
+const PASSING: Duration = Duration::from_nanos(2);
 /// Most steps of the first walk. Later ones take twice as many as it took.
 const MOST_STEPS: u64 = 1 << 26;
 
@@ -76,8 +80,8 @@ pub(crate) struct Walk {
     /// When the cascade began, and this slice of it.
     begin: Instant,
     began: Instant,
-    /// How long it took to get to where the last slice ended.
-    resumed: Duration,
+    /// Entries of maps that this slice passed over to get to where the last one ended.
+    passed: u32,
     given: Bytes,
     /// Steps of this slice that no earlier slice took.
     fresh: u64,
@@ -103,7 +107,7 @@ impl Walk {
             resume: 0,
             begin,
             began: begin,
-            resumed: Duration::ZERO,
+            passed: 0,
             given: Bytes::ZERO,
             fresh: 0,
             look: false,
@@ -114,14 +118,16 @@ impl Walk {
     pub(crate) fn begin_slice(&mut self) {
         self.began = Instant::now();
         self.given = Bytes::ZERO;
-        (self.fresh, self.look, self.spent) = (0, false, false);
+        (self.fresh, self.passed, self.look, self.spent) = (0, 0, false, false);
     }
 
-    pub(crate) fn end_slice(&mut self) {
+    /// How long it took.
+    pub(crate) fn end_slice(&mut self) -> Duration {
         let took = self.began.elapsed();
         self.report.slices += 1;
         self.report.time += took;
         self.report.longest_slice = self.report.longest_slice.max(took);
+        took
     }
 
     /// Whether the slice has used up its time or bytes.
@@ -129,9 +135,14 @@ impl Walk {
         self.spent
     }
 
+    /// Whether no step will be taken any more before the tree is left.
+    pub(crate) fn over(&self) -> bool {
+        self.spent || self.round.steps > self.most_steps
+    }
+
     /// Whether this step is to be taken now: it is not one that was taken before, and the slice is not spent.
     pub(crate) fn enter(&mut self, depth: usize, step: usize) -> bool {
-        if self.spent {
+        if self.over() {
             return false;
         }
         if depth < self.resume {
@@ -142,9 +153,7 @@ impl Walk {
                 _ => self.resume = 0,
             }
         }
-        if self.fresh == 0 {
-            self.resumed = self.began.elapsed();
-        } else if self.used_up() {
+        if self.fresh > 0 && self.used_up() {
             (self.spent, self.interrupted) = (true, true);
             self.cursor[depth] = step;
             self.resume = depth + 1;
@@ -161,14 +170,18 @@ impl Walk {
         if depth < self.resume { self.cursor[depth].saturating_sub(step) } else { 0 }
     }
 
+    /// So many entries of a map were passed over one by one.
+    pub(crate) fn passed(&mut self, entries: usize) {
+        self.passed = self.passed.saturating_add(u32::try_from(entries).unwrap_or(u32::MAX));
+    }
+
     fn used_up(&mut self) -> bool {
         if self.given >= self.policy.slice_bytes || self.policy.slice.is_zero() {
             return true;
         }
         let look = std::mem::take(&mut self.look) || self.fresh.is_multiple_of(CLOCK_EVERY);
-        // A map can only be gone through from its beginning, 2 ns for each entry that was done before: where that takes
-        // longer than a slice, as much again is worked, or most of the time would go into getting there.
-        look && self.began.elapsed() >= self.policy.slice.max(self.resumed.saturating_mul(2))
+        look && self.began.elapsed()
+            >= self.policy.slice.max(PASSING.saturating_mul(self.passed).saturating_mul(2))
     }
 
     /// A value too deep to be looked at.

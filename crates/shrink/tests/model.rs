@@ -11,6 +11,18 @@ mod sync {
     pub(crate) use shuttle::sync::atomic::{AtomicU64, Ordering};
     pub(crate) use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
     pub(crate) use std::sync::PoisonError;
+
+    /// The model has no time: a pause ends when others have had a turn.
+    pub(crate) fn pause<'a, T>(
+        _: &Condvar,
+        mutex: &'a Mutex<T>,
+        guard: MutexGuard<'a, T>,
+        _: std::time::Duration,
+    ) -> MutexGuard<'a, T> {
+        drop(guard);
+        shuttle::thread::yield_now();
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 use bell::{Bell, Sleeper};
@@ -18,6 +30,7 @@ use shuttle::sync::Arc;
 use shuttle::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use shuttle::{future, thread};
 use std::task::Poll;
+use std::time::Duration;
 use tidy::Tidy;
 
 const RUNS: usize = 2000;
@@ -55,8 +68,10 @@ fn no_ring_is_slept_through() {
                 })
             })
             .collect();
-        bell.ring();
-        bell.ring();
+        for _ in 0..2 {
+            bell.ring();
+            bell.wake(|| {});
+        }
         sleepers.into_iter().for_each(|sleeper| sleeper.join().expect("woke up"));
     };
     shuttle::check_random(test, RUNS);
@@ -70,7 +85,12 @@ fn sleepers_come_and_go_while_it_rings() {
         let bell = Arc::new(Bell::default());
         let ringer = {
             let bell = Arc::clone(&bell);
-            thread::spawn(move || (0..3).for_each(|_| bell.ring()))
+            thread::spawn(move || {
+                for _ in 0..3 {
+                    bell.ring();
+                    bell.wake(|| {});
+                }
+            })
         };
         for _ in 0..3 {
             let sleeper = Arc::new(Sleeper::default());
@@ -91,8 +111,12 @@ fn sleepers_come_and_go_while_it_rings() {
 #[test]
 fn after_the_last_cascade_the_allocator_is_asked() {
     let test = || {
-        let shared =
-            Arc::new((Bell::default(), Tidy::default(), AtomicUsize::new(0), AtomicBool::new(false)));
+        let shared = Arc::new((
+            Bell::default(),
+            Tidy::new(Duration::ZERO),
+            AtomicUsize::new(0),
+            AtomicBool::new(false),
+        ));
         let owners: Vec<_> = (0..3)
             .map(|n| {
                 let shared = Arc::clone(&shared);
@@ -122,16 +146,51 @@ fn after_the_last_cascade_the_allocator_is_asked() {
     shuttle::check_pct(test, RUNS, 3);
 }
 
+/// With a keeper, it is the one who wakes.
+#[test]
+fn the_keeper_wakes_every_sleeper() {
+    let test = || {
+        let (bell, tidy) = (Arc::new(Bell::default()), Arc::new(Tidy::new(Duration::ZERO)));
+        assert!(tidy.employ());
+        let keeper = {
+            let (bell, tidy) = (Arc::clone(&bell), Arc::clone(&tidy));
+            thread::spawn(move || tidy.keep(|| bell.wake(thread::yield_now), || {}))
+        };
+        let sleeper = {
+            let bell = Arc::clone(&bell);
+            thread::spawn(move || {
+                let sleeper = Arc::new(Sleeper::default());
+                let mut seen = 0;
+                while seen < 2 {
+                    future::block_on(flagged(&bell, &sleeper, seen));
+                    seen = bell.rung();
+                }
+            })
+        };
+        for _ in 0..2 {
+            bell.ring();
+            assert!(tidy.rang());
+        }
+        sleeper.join().expect("woke up");
+        tidy.close();
+        keeper.join().expect("went");
+    };
+    shuttle::check_random(test, RUNS);
+    shuttle::check_pct(test, RUNS, 3);
+}
+
 /// With a keeper: it asks after the last end, and goes when the registry does.
 #[test]
 fn the_keeper_misses_no_end() {
     let test = || {
-        let tidy = Arc::new(Tidy::default());
+        let tidy = Arc::new(Tidy::new(Duration::ZERO));
         let (ended, seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         assert!(tidy.employ() && !tidy.employ());
         let keeper = {
             let (tidy, ended, seen) = (Arc::clone(&tidy), Arc::clone(&ended), Arc::clone(&seen));
-            thread::spawn(move || tidy.keep(|| seen.store(ended.load(Ordering::SeqCst), Ordering::SeqCst)))
+            thread::spawn(move || {
+                tidy.keep(|| {}, || seen.store(ended.load(Ordering::SeqCst), Ordering::SeqCst))
+            })
         };
         let owners: Vec<_> = (0..2)
             .map(|_| {

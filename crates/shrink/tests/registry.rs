@@ -89,7 +89,7 @@ fn an_owner_that_goes_is_no_loss() {
     // A member may outlive the registry's handles.
     let mut member = registry.member("lists");
     drop(registry);
-    let _ = member.poll(&mut vec![0_u8]);
+    member.poll(&mut vec![0_u8]);
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn many_threads_poll_what_is_shared_and_one_is_at_it() {
         for _ in 0..3 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    let _ = registry.poll();
+                    registry.poll();
                     thread::yield_now();
                 }
             });
@@ -170,6 +170,54 @@ fn the_keeper_asks_the_allocator_and_goes_with_the_registry() {
     drop((registry, member));
     // The closure is dropped when the keeper has ended: nobody else has it.
     assert!(told.recv().is_err());
+}
+
+/// A thousand connections that end one after another must not each trim the heap.
+#[test]
+fn the_allocator_is_asked_once_for_many() {
+    for keeper in [false, true] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let asks = Arc::clone(&asked);
+        let registry =
+            Registry::with_allocator(Policy::new(), move || _ = asks.fetch_add(1, Ordering::Relaxed));
+        if keeper {
+            registry.keeper().unwrap();
+        }
+        let mut members: Vec<_> = (0..1000).map(|_| registry.member("connection")).collect();
+        registry.flag();
+        for member in &mut members {
+            assert_eq!(served(member, &mut Vec::with_capacity(5000)), Some(Bytes(5000)));
+        }
+        while asked.load(Ordering::Relaxed) == 0 {
+            thread::yield_now();
+        }
+        // How many it is depends on how busy the machine is; a thousand it is not.
+        assert!(asked.load(Ordering::Relaxed) < 100, "{asked:?} times");
+    }
+}
+
+/// A value whose own code panics in the middle of its cascade.
+#[test]
+fn a_panic_in_a_value_costs_a_turn() {
+    struct Touchy(AtomicBool);
+    impl ebbtide_shrink::ShrinkShared for Touchy {
+        fn slack_shared(&self) -> Bytes {
+            Bytes::ZERO
+        }
+        fn shrink_shared(&self, _: &mut ebbtide_shrink::Cascade<'_>) {
+            assert!(!self.0.load(Ordering::Relaxed), "on purpose");
+        }
+    }
+    let asked = Arc::new(AtomicUsize::new(0));
+    let asks = Arc::clone(&asked);
+    let registry = Registry::with_allocator(Policy::new(), move || _ = asks.fetch_add(1, Ordering::Relaxed));
+    let value = Arc::new(Touchy(AtomicBool::new(true)));
+    registry.share("touchy", &value);
+    registry.flag();
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| registry.poll())).is_err());
+    value.0.store(false, Ordering::Relaxed);
+    assert!(matches!(registry.poll(), Turn::Done(_)));
+    assert_eq!((registry.totals().cascades, asked.load(Ordering::Relaxed)), (1, 1));
 }
 
 #[test]
@@ -259,22 +307,57 @@ fn pressure_reaches_the_owner() {
             .env("FIFO", &fifo)
             .output()
             .unwrap();
+        println!("{}", String::from_utf8_lossy(&answer.stdout));
         assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
         return;
     }
     let fifo = std::env::var_os("FIFO").unwrap();
+    let registry = Registry::new();
     let pressure = Pressure::open(Options::new()).unwrap();
-    let registry = quiet();
-    let source = pressure.source();
+    println!("watching {}", pressure.source());
     registry.connect(pressure).unwrap();
-    println!("watching {source}");
-    let mut member = registry.member("list");
-    let mut list: Vec<u8> = Vec::with_capacity(1 << 20);
+    let mut member = registry.member("lists");
+    let fresh = resident();
+    let mut lists: Vec<Vec<u8>> = (0..20_000).map(|_| vec![1; 3000]).collect();
+    lists.iter_mut().for_each(Vec::clear);
+    let full = resident();
     std::fs::write(fifo, b"x").unwrap();
-    loop {
-        match member.poll(&mut list) {
+    let returned = loop {
+        match member.poll(&mut lists) {
             Turn::Quiet | Turn::More => thread::yield_now(),
-            Turn::Done(report) => break assert_eq!(report.returned, Bytes(1 << 20)),
+            Turn::Done(report) => break report.returned,
         }
+    };
+    assert_eq!(returned, Bytes(20_000 * 3000));
+    // What is left is the list of the lists.
+    let least = fresh + lists.capacity() * size_of::<Vec<u8>>();
+    // The keeper asks the allocator in its own time, and tells nobody.
+    for _ in 0..2000 {
+        if resident() <= least + (4 << 20) {
+            println!("RSS {} fresh, {} full, {} after", Bytes(fresh), Bytes(full), Bytes(resident()));
+            return;
+        }
+        thread::sleep(Duration::from_millis(5));
     }
+    panic!("RSS {} fresh, {} full, {} after ten seconds", Bytes(fresh), Bytes(full), Bytes(resident()));
+}
+
+/// This process's resident bytes.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * rustix::param::page_size()
+}
+
+/// What goes into tasks and threads can.
+#[test]
+fn handles_can_be_sent() {
+    fn send<T: Send>() {}
+    fn send_and_sync<T: Send + Sync>() {}
+    send::<Member>();
+    send::<ebbtide_shrink::Job>();
+    send::<ebbtide_shrink::pool::Get<'_, Vec<u8>>>();
+    send_and_sync::<Registry>();
+    send_and_sync::<ebbtide_shrink::Report>();
+    send_and_sync::<ebbtide_shrink::Pool<std::cell::Cell<u8>>>();
+    send_and_sync::<ebbtide_shrink::Mapped<memmap2::Mmap>>();
 }

@@ -6,7 +6,7 @@
 
 use super::gauge::Gauge;
 use super::usage::Usage;
-use super::{Feed, Lost};
+use super::{Feed, Lost, read};
 use crate::Level;
 use crate::judge::Look;
 use crate::machine::{Machine, read_again, refusal};
@@ -25,20 +25,20 @@ pub(crate) struct Events {
     fd: OwnedFd,
     before: Counts,
     rests_until: Option<Instant>,
-    judge: Judge,
+    scale: Scale,
 }
 
 /// What tells how bad it is when the limit was met.
-pub(crate) enum Judge {
+pub(crate) enum Scale {
     Psi(Gauge),
     Usage(Usage),
 }
 
 impl Events {
-    pub(crate) fn open(machine: &Machine, path: &Path, judge: Judge) -> Result<Events, String> {
+    pub(crate) fn open(machine: &Machine, path: &Path, scale: Scale) -> Result<Events, String> {
         let fd = machine.open(path, OFlags::RDONLY).map_err(refusal)?;
         let before = Counts::parse(&read_again(&fd).map_err(refusal)?);
-        Ok(Events { fd, before, rests_until: None, judge })
+        Ok(Events { fd, before, rests_until: None, scale })
     }
 }
 
@@ -71,7 +71,7 @@ impl Feed for Events {
 
     fn hear(&mut self, _: &[PollFlags], now: Instant) -> Result<Level, Lost> {
         self.rests_until = now.checked_add(HOLD_OFF);
-        let text = read_again(&self.fd).map_err(|errno| Lost::new(refusal(errno)))?;
+        let Some(text) = read(&self.fd)? else { return Ok(Level::None) };
         let before = std::mem::replace(&mut self.before, Counts::parse(&text));
         if self.before.failed > before.failed {
             return Ok(Level::Critical);
@@ -83,9 +83,9 @@ impl Feed for Events {
     }
 
     fn look(&mut self) -> Result<Look, Lost> {
-        match &mut self.judge {
-            Judge::Psi(gauge) => gauge.look(),
-            Judge::Usage(usage) => Ok(Look { not_below: None, ..usage.read()? }),
+        match &self.scale {
+            Scale::Psi(gauge) => gauge.look(),
+            Scale::Usage(usage) => Ok(Look { not_below: None, ..usage.read()? }),
         }
     }
 

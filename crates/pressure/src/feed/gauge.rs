@@ -1,17 +1,13 @@
 //! What tells of relief: a PSI file, or nothing.
 
-use super::Lost;
+use super::{Lost, read};
 use crate::Level;
 use crate::judge::Look;
-use crate::machine::{Machine, read_again, refusal};
+use crate::machine::{Machine, refusal};
 use crate::psi::{Psi, QUIET, Share};
 use rustix::fd::OwnedFd;
 use rustix::fs::OFlags;
-use rustix::io::Errno;
 use std::path::Path;
-
-/// Why a file that is there is not used.
-pub(crate) const NO_PSI: &str = "it is no PSI file";
 
 /// From which averages on a level is certain.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +31,7 @@ impl Gauge {
         let file = machine.open(path, OFlags::RDONLY).map_err(refusal)?;
         let gauge = Gauge { file, loud: None };
         // One that cannot be read must not hide one that can.
-        gauge.read().map_err(refusal)?.ok_or(NO_PSI)?;
+        gauge.psi()?;
         Ok(gauge)
     }
 
@@ -45,32 +41,30 @@ impl Gauge {
     }
 
     /// What it says; `None` if that makes no sense.
-    pub(crate) fn read(&self) -> Result<Option<Psi>, Errno> {
-        Ok(Psi::parse(&read_again(&self.file)?))
+    pub(crate) fn read(&self) -> Result<Option<Psi>, Lost> {
+        Ok(read(&self.file)?.and_then(|text| Psi::parse(&text)))
+    }
+
+    /// What it says, or why it is not used.
+    pub(crate) fn psi(&self) -> Result<Psi, String> {
+        self.read().map_err(|lost| lost.0)?.ok_or_else(|| "it is no PSI file".into())
     }
 
     pub(crate) fn look(&self) -> Result<Look, Lost> {
-        let psi = match self.read() {
-            Ok(psi) => psi,
-            Err(Errno::NODEV) => return Err(Lost::new(refusal(Errno::NODEV))),
-            // Out of memory, perhaps: silence must do this time.
-            Err(_) => None,
-        };
-        Ok(psi.map_or_else(Look::default, |psi| self.judge(&psi)))
+        Ok(self.read()?.map_or_else(Look::default, |psi| self.judge(&psi)))
     }
 
     fn judge(&self, psi: &Psi) -> Look {
-        let level = |medium: Share, critical: Share| match () {
-            () if psi.full.avg10 >= critical => Level::Critical,
-            () if psi.some.avg10 >= medium => Level::Medium,
-            () => Level::None,
+        let level = |medium: Share, critical: Share| {
+            if psi.full.avg10 >= critical {
+                Level::Critical
+            } else if psi.some.avg10 >= medium {
+                Level::Medium
+            } else {
+                Level::None
+            }
         };
         let at_least = self.loud.map_or(Level::None, |loud| level(loud.medium, loud.critical));
         Look { at_least, not_below: Some(level(QUIET, QUIET)) }
     }
-}
-
-/// A look where there may be no gauge.
-pub(crate) fn look(gauge: Option<&Gauge>) -> Result<Look, Lost> {
-    gauge.map_or(Ok(Look::default()), Gauge::look)
 }

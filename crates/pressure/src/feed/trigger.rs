@@ -2,7 +2,7 @@
 //!
 //! Invariants: a trigger's descriptor is never read; one that says POLLERR is gone; `total=` is read before arming.
 
-use super::gauge::{Gauge, Loud, NO_PSI};
+use super::gauge::{Gauge, Loud};
 use super::proof::Proof;
 use super::{Feed, Lost};
 use crate::Level;
@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// The finest window, for which a process needs CAP_SYS_RESOURCE: the kernel looks ten times in it.
+/// Seconds of the window that is tried first, in which the kernel looks ten times; it takes CAP_SYS_RESOURCE.
 const FINE: u32 = 1;
 /// What every process may have that may write the file, since 6.4 and on Debian's 6.1: a multiple of 2 s. Before, the
 /// host's file was root's alone, and on a group's any window was to be had (seen on 5.10).
@@ -43,7 +43,7 @@ impl Triggers {
         critical: Duration,
         gauge: Gauge,
     ) -> Result<Triggers, String> {
-        let (before, now) = (gauge.read().map_err(refusal)?.ok_or(NO_PSI)?, Instant::now());
+        let (before, now) = (gauge.psi()?, Instant::now());
         let mut armed = Vec::new();
         for (level, who, stall) in
             [(Level::Medium, Who::Some, medium), (Level::Critical, Who::Full, critical)]
@@ -72,8 +72,7 @@ impl Triggers {
         let gauge = Gauge::new(machine, path, Loud { medium: LOUD, critical: LOUD })?;
         let text = text.ok_or("without MEMORY_PRESSURE_WRITE a PSI file tells nothing")?;
         let trigger = Trigger::parse(text).ok_or("MEMORY_PRESSURE_WRITE is no trigger")?;
-        let before = gauge.read().map_err(refusal)?.ok_or(NO_PSI)?;
-        let proof = Proof::new(trigger, &before, Instant::now());
+        let proof = Proof::new(trigger, &gauge.psi()?, Instant::now());
         // The NUL is needed, and a second one does no harm.
         let fd = arm(machine, path, &[text, b"\0"].concat()).map_err(refusal)?;
         let level = if trigger.who == Who::Full { Level::Critical } else { Level::Medium };
@@ -99,14 +98,13 @@ impl Feed for Triggers {
         let mut worst = Level::None;
         for (armed, flags) in self.armed.iter_mut().zip(heard) {
             if flags.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
-                return Err(Lost::new("the trigger is gone (POLLERR)"));
+                return Err(Lost("the trigger is gone (POLLERR)".into()));
             }
             if !flags.contains(PollFlags::PRI) {
                 continue;
             }
             // What cannot be held against anything is believed.
-            let psi = self.gauge.read().ok().flatten();
-            if psi.is_none_or(|psi| armed.proof.holds(&psi, now)) {
+            if self.gauge.read()?.is_none_or(|psi| armed.proof.holds(&psi, now)) {
                 worst = worst.max(armed.level);
             }
         }

@@ -5,11 +5,11 @@
 //! below 85%, so that a service that gives back some hundredths does not swing.
 
 use super::averages::BEAT;
-use super::{Feed, Lost};
+use super::{Feed, Lost, read};
 use crate::Level;
 use crate::cgroup::{Group, Version, meminfo};
 use crate::judge::Look;
-use crate::machine::{Machine, read_again, refusal};
+use crate::machine::{Machine, refusal};
 use crate::psi::number;
 use rustix::fd::OwnedFd;
 use rustix::fs::OFlags;
@@ -55,24 +55,18 @@ impl Usage {
 
     /// Used hundredths of what there is; `None` if the files make no sense, or there is no limit any more.
     fn percent(&self) -> Result<Option<u64>, Lost> {
-        let read = |fd: &OwnedFd| read_again(fd).map_err(|errno| Lost::new(refusal(errno)));
+        let text = |fd| Ok(read(fd)?.unwrap_or_default());
         Ok(match self {
             Usage::Host { meminfo: file } => {
-                let text = read(file)?;
-                let total = meminfo(&text, b"MemTotal:");
-                share(
-                    total.zip(meminfo(&text, b"MemAvailable:")).map(|(all, free)| all.saturating_sub(free)),
-                    total,
-                )
+                let text = text(file)?;
+                let (total, free) = (meminfo(&text, b"MemTotal:"), meminfo(&text, b"MemAvailable:"));
+                share(total, free, total)
             }
             Usage::Group { used, stat, inactive, limit } => {
-                let cache =
-                    read(stat)?.split(|b| *b == b'\n').find_map(|line| number(line.strip_prefix(*inactive)?));
-                let used = number(read(used)?.trim_ascii());
-                share(
-                    used.map(|used| used.saturating_sub(cache.unwrap_or(0))),
-                    limit.group.limit(&limit.machine),
-                )
+                let (used, stat) = (text(used)?, text(stat)?);
+                let lines = stat.split(|b| *b == b'\n');
+                let cache = lines.into_iter().find_map(|line| number(line.strip_prefix(*inactive)?));
+                share(number(used.trim_ascii()), cache, limit.group.limit(&limit.machine))
             }
         })
     }
@@ -82,8 +76,10 @@ impl Usage {
     }
 }
 
-fn share(part: Option<u64>, whole: Option<u64>) -> Option<u64> {
-    u64::try_from(u128::from(part?) * 100 / u128::from(whole.filter(|whole| *whole > 0)?)).ok()
+/// Hundredths of `whole` that `part` without `free` is.
+fn share(part: Option<u64>, free: Option<u64>, whole: Option<u64>) -> Option<u64> {
+    let used = u128::from(part?.saturating_sub(free?));
+    u64::try_from((used * 100).checked_div(whole?.into())?).ok()
 }
 
 fn judge(percent: u64) -> Look {
@@ -118,7 +114,8 @@ mod tests {
         assert_eq!(judge(89), look(Level::None, Level::Medium));
         assert_eq!(judge(90), look(Level::Medium, Level::Medium));
         assert_eq!(judge(250), look(Level::Critical, Level::Critical));
-        assert_eq!(share(Some(1), Some(0)), None);
-        assert_eq!(share(Some(u64::MAX), Some(u64::MAX)), Some(100));
+        assert_eq!(share(Some(1), Some(0), Some(0)), None);
+        assert_eq!(share(Some(5), Some(9), Some(1)), Some(0));
+        assert_eq!(share(Some(u64::MAX), Some(0), Some(u64::MAX)), Some(100));
     }
 }

@@ -4,11 +4,11 @@
 //! at 95%) and signals the level and all below it. It signals them, too, when the group is removed. There is nothing to
 //! read of relief: silence must do.
 
-use super::{Feed, Lost};
+use super::{Feed, Lost, read};
 use crate::Level;
 use crate::cgroup::Group;
 use crate::judge::Look;
-use crate::machine::{Machine, read_again, refusal};
+use crate::machine::{Machine, refusal};
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::OFlags;
@@ -65,7 +65,7 @@ impl Feed for Levels {
                 worst = worst.max(*level);
             }
         }
-        read_again(&self.usage).map_err(|errno| Lost::new(refusal(errno)))?;
+        read(&self.usage)?;
         self.rest = now.checked_add(HOLD_OFF).map(|until| (worst, until));
         Ok(worst)
     }

@@ -94,6 +94,7 @@ impl<T> State<T> {
         match self.idle.pop_back() {
             Some(idle) => {
                 self.idle_bytes = self.idle_bytes - idle.bytes;
+                self.stats.reused += 1;
                 Place::Used(idle.value)
             }
             None => Place::Empty,
@@ -122,6 +123,12 @@ impl<T> State<T> {
         self.granted -= 1;
         *number = None;
         Some(self.take())
+    }
+
+    /// The one that was taken was no longer good.
+    pub(crate) fn unhealthy(&mut self) {
+        self.stats.reused -= 1;
+        self.stats.unhealthy += 1;
     }
 
     /// This waiter has given up. Whom to wake.

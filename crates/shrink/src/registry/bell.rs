@@ -4,11 +4,14 @@
 //! comes late sees one onset, however often it rang meanwhile, and asking costs one relaxed load of a word that nobody
 //! writes without pressure.
 //!
-//! Invariants: who registers as a sleeper and then still sees the old count is woken by the next ring; nobody's
+//! Invariants: who registers as a sleeper and then still sees the old count is woken after the next ring; nobody's
 //! waker runs under a lock of the bell.
 
 use crate::sync::{Arc, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, Weak};
 use std::task::Waker;
+
+/// Sleepers that are woken together.
+const BATCH: usize = 64;
 
 #[derive(Default)]
 pub(crate) struct Bell {
@@ -41,18 +44,20 @@ impl Bell {
         self.rung.load(Ordering::Relaxed)
     }
 
-    /// Rings, and wakes who sleeps.
+    /// Rings; those who sleep are woken by [`wake`](Bell::wake).
     pub(crate) fn ring(&self) {
         self.rung.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Wakes who slept when it rang, in batches, with this between two of them: ten thousand tasks that are woken at
+    /// once stand in the way of those that have work.
+    pub(crate) fn wake(&self, between: impl Fn()) {
         let woken = std::mem::take(&mut *lock(&self.asleep));
-        for sleeper in woken.iter().filter_map(Weak::upgrade) {
-            let mut state = lock(&sleeper.state);
-            state.listed = false;
-            let waker = state.waker.take();
-            drop(state);
-            if let Some(waker) = waker {
-                waker.wake();
+        for (at, batch) in woken.chunks(BATCH).enumerate() {
+            if at > 0 {
+                between();
             }
+            batch.iter().filter_map(Weak::upgrade).for_each(|sleeper| sleeper.wake());
         }
     }
 
@@ -71,6 +76,18 @@ impl Bell {
                 asleep.retain(|sleeper| sleeper.strong_count() > 0);
             }
             asleep.push(Arc::downgrade(sleeper));
+        }
+    }
+}
+
+impl Sleeper {
+    fn wake(&self) {
+        let mut state = lock(&self.state);
+        state.listed = false;
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
 }

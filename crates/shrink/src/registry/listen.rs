@@ -25,7 +25,7 @@ fn listen(pressure: &Pressure, registry: &Weak<Shared>) {
         match pin!(pressure.next()).poll(&mut context) {
             Poll::Ready(event) if event.is_call() => {
                 if let Some(registry) = registry.upgrade() {
-                    registry.bell.ring();
+                    registry.flag();
                 }
             }
             Poll::Ready(_) => {}

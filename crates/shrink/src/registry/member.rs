@@ -5,21 +5,22 @@
 
 use crate::history::History;
 use crate::registry::Shared;
-use crate::registry::bell::Sleeper;
+use crate::registry::bell::{Bell, Sleeper};
 use crate::{Job, Policy, Report, Shrink};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
-/// What a poll did.
+/// What a poll did; nothing needs to be done about it.
 #[derive(Debug)]
-#[must_use = "`More` means that the next poll goes on"]
 #[allow(clippy::large_enum_variant, reason = "a box is an allocation in the middle of pressure")]
 pub enum Turn {
     /// Nothing to do.
     Quiet,
-    /// One slice; there is more to do, at the next poll.
+    /// There is more to do, in later polls: one slice was done, or the pause after one is not over
+    /// ([`Policy::duty`]).
     More,
     /// The last slice of a cascade, and what the cascade did.
     Done(Report),
@@ -35,6 +36,7 @@ impl Turn {
 /// One owner's place in a [`Registry`](crate::Registry): made by [`Registry::member`](crate::Registry::member), kept
 /// beside the value, polled with the value where the owner chooses.
 pub struct Member {
+    bell: Arc<Bell>,
     shared: Arc<Shared>,
     name: &'static str,
     policy: Policy,
@@ -43,6 +45,8 @@ pub struct Member {
     answers: u64,
     /// None or one: a box that can be refused.
     job: Vec<Job>,
+    /// Not before then.
+    next: Option<Instant>,
     history: History,
     sleeper: Option<Arc<Sleeper>>,
 }
@@ -50,8 +54,19 @@ pub struct Member {
 impl Member {
     pub(crate) fn new(shared: Arc<Shared>, name: &'static str) -> Member {
         let (seen, policy) = (shared.bell.rung(), shared.policy);
-        let history = History::default();
-        Member { shared, name, policy, seen, answers: seen, job: Vec::new(), history, sleeper: None }
+        let (bell, history) = (Arc::clone(&shared.bell), History::default());
+        Member {
+            bell,
+            shared,
+            name,
+            policy,
+            seen,
+            answers: seen,
+            job: Vec::new(),
+            next: None,
+            history,
+            sleeper: None,
+        }
     }
 
     /// A policy of its own, in place of the registry's; from the next cascade on.
@@ -64,7 +79,7 @@ impl Member {
     /// load: call it once for each message, request or turn of the loop.
     #[inline]
     pub fn poll<T: Shrink + ?Sized>(&mut self, value: &mut T) -> Turn {
-        if self.shared.bell.rung() == self.seen {
+        if self.bell.rung() == self.seen {
             return Turn::Quiet;
         }
         self.turn(|job| job.slice(value))
@@ -78,12 +93,19 @@ impl Member {
             }
             let history = std::mem::take(&mut self.history);
             self.job.push(Job::with_history(self.name, self.policy, history));
-            self.answers = self.shared.bell.rung();
+            self.answers = self.bell.rung();
             self.shared.tidy.begin();
         }
-        if self.job.last_mut().is_some_and(slice) {
+        if self.next.is_some_and(|next| Instant::now() < next) {
             return Turn::More;
         }
+        if let Some(job) = self.job.last_mut()
+            && slice(job)
+        {
+            self.next = Some(job.next());
+            return Turn::More;
+        }
+        self.next = None;
         let Some(job) = std::mem::take(&mut self.job).pop() else { return Turn::Quiet };
         let (report, history) = job.into_parts();
         self.history = history;
@@ -92,9 +114,15 @@ impl Member {
         Turn::Done(report)
     }
 
+    /// How long until a poll does something, if the last one said [`Turn::More`]: for a task that has nothing else to do.
+    pub fn pause(&self) -> Duration {
+        self.next.map_or(Duration::ZERO, |next| next.saturating_duration_since(Instant::now()))
+    }
+
     /// Waits until there is pressure, or goes on at once if there is something to do: for a task that waits for its
     /// peer most of the time, and would not come to poll.
-    /// [`guide::threads`](crate::guide::threads) shows it in a `select!`. Cancel safe: dropping it loses nothing.
+    /// [`guide::threads`](crate::guide::threads) shows it in a `select!`. Cancel safe: dropping it loses
+    /// nothing. After [`Turn::More`] there is something to do, though not before [`pause`](Member::pause) is over.
     pub fn flagged(&mut self) -> impl Future<Output = ()> + Send + '_ {
         Flagged(self)
     }
@@ -115,10 +143,10 @@ impl Future for Flagged<'_> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let member = &mut *self.0;
-        if member.shared.bell.rung() == member.seen {
+        if member.bell.rung() == member.seen {
             let sleeper = member.sleeper.get_or_insert_default();
-            member.shared.bell.sleep(sleeper, context.waker());
-            if member.shared.bell.rung() == member.seen {
+            member.bell.sleep(sleeper, context.waker());
+            if member.bell.rung() == member.seen {
                 return Poll::Pending;
             }
         }

@@ -9,6 +9,7 @@ use crate::registry::member::Turn;
 use crate::{Bytes, Job, ShrinkShared};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
+use std::time::Instant;
 
 type Value = dyn ShrinkShared + Send + Sync;
 
@@ -26,6 +27,8 @@ struct List {
     shares: Vec<Share>,
     /// Whose turn it is.
     next: usize,
+    /// Not before then.
+    pause: Option<Instant>,
     /// The count that the order by slack was made for.
     sorted: u64,
 }
@@ -69,6 +72,9 @@ impl Shares {
             Err(TryLockError::Poisoned(list)) => list.into_inner(),
             Err(TryLockError::WouldBlock) => return Turn::Quiet,
         };
+        if list.pause.is_some_and(|until| Instant::now() < until) {
+            return Turn::More;
+        }
         let joined = self.join(&mut list);
         let rung = shared.bell.rung();
         list.prepare(rung, shared);
@@ -81,17 +87,19 @@ impl Shares {
         };
         list.next = at + 1;
         let share = &mut list.shares[at];
-        let mut job = share.job.take().unwrap_or_else(|| {
+        // It stays in its place while it works, so that a panic in a value's own code costs a turn and no more.
+        let job = share.job.get_or_insert_with(|| {
             share.answers = rung;
             shared.tidy.begin();
             Job::with_history(share.name, shared.policy, std::mem::take(&mut share.history))
         });
         if job.slice_shared(&*value) {
-            share.job = Some(job);
+            let next = job.next();
+            list.pause = Some(next);
             return Turn::More;
         }
         share.seen = share.answers;
-        let name = share.name;
+        let (name, Some(job)) = (share.name, share.job.take()) else { return Turn::Quiet };
         let (report, history) = job.into_parts();
         share.history = history;
         drop(list);

@@ -1,29 +1,40 @@
-//! When to ask the allocator to return pages: once after a cascade, when nobody is at work any more or 100 ms later,
-//! on the keeper's thread, or, where there is none, on that of the owner who ends last.
+//! The keeper: wakes sleepers after a ring, and asks the allocator to return pages after cascades, once for many that end
+//! together: when nobody has begun or ended one for a moment. Without a keeper the owner who ends last asks, but not again
+//! at once.
 //!
-//! Invariants: after each cascade that ends, it is asked at least once; never by two threads at a time; owners never
-//! wait for it while there is a keeper.
+//! Invariants: with a keeper it is asked after each cascade that ends; never by two threads at a time; owners never wait
+//! for it while there is a keeper.
 
-use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError, pause};
+use std::time::{Duration, Instant};
 
-/// How long the keeper waits for owners that are still at work.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long nobody must have begun or ended a cascade: an arena is locked while its pages are returned.
+const QUIET: Duration = Duration::from_millis(20);
+/// How long the keeper waits for that at most.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// How long owners leave each other alone. What ends meanwhile is due to the next that ends.
+pub(crate) const APART: Duration = Duration::from_millis(100);
 
-#[derive(Default)]
 pub(crate) struct Tidy {
     state: Mutex<State>,
     changed: Condvar,
+    apart: Duration,
 }
 
 #[derive(Default)]
 struct State {
     /// Cascades that have begun and not ended.
     working: usize,
+    /// How often one began or ended.
+    changes: u64,
+    /// It rang, and sleepers have not been woken.
+    rung: bool,
     /// One has ended since the allocator was last asked.
     due: bool,
     /// Somebody is asking it now.
     asking: bool,
+    /// When an owner last asked.
+    asked: Option<Instant>,
     kept: bool,
     closed: bool,
 }
@@ -33,22 +44,38 @@ impl Tidy {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn new(apart: Duration) -> Tidy {
+        Tidy { state: Mutex::default(), changed: Condvar::new(), apart }
+    }
+
+    /// It rang. Whether there is a keeper to wake those who sleep.
+    pub(crate) fn rang(&self) -> bool {
+        let mut state = self.lock();
+        state.rung = state.kept;
+        self.changed.notify_all();
+        state.kept
+    }
+
     /// A cascade begins.
     pub(crate) fn begin(&self) {
-        self.lock().working += 1;
+        let mut state = self.lock();
+        state.working += 1;
+        state.changes += 1;
     }
 
     /// A cascade has ended, or was given up.
     pub(crate) fn end(&self, ask: impl Fn()) {
         let mut state = self.lock();
         state.working -= 1;
+        state.changes += 1;
         state.due = true;
         if state.kept {
             self.changed.notify_all();
             return;
         }
+        let lately = |asked: Instant| asked.elapsed() < self.apart;
         // Whoever is asking now sees `due` when it comes back.
-        if state.working > 0 || state.asking {
+        if state.working > 0 || state.asking || state.asked.is_some_and(lately) {
             return;
         }
         state.asking = true;
@@ -57,7 +84,7 @@ impl Tidy {
             ask();
             state = self.lock();
         }
-        state.asking = false;
+        (state.asking, state.asked) = (false, Some(Instant::now()));
     }
 
     /// Takes the keeper's place; whether it was free.
@@ -71,23 +98,39 @@ impl Tidy {
     }
 
     /// The keeper's work, until the registry is gone.
-    pub(crate) fn keep(&self, ask: impl Fn()) {
+    pub(crate) fn keep(&self, wake: impl Fn(), ask: impl Fn()) {
         let mut state = self.lock();
         loop {
-            while !state.due && !state.closed {
+            while !state.due && !state.rung && !state.closed {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             if state.closed {
                 return;
             }
-            if state.working > 0 {
-                let wait = self.changed.wait_timeout_while(state, PATIENCE, |s| s.working > 0 && !s.closed);
-                state = wait.unwrap_or_else(PoisonError::into_inner).0;
+            if std::mem::take(&mut state.rung) {
+                drop(state);
+                wake();
+                state = self.lock();
+                continue;
             }
+            state = self.quiet(state);
             state.due = false;
             drop(state);
             ask();
             state = self.lock();
+        }
+    }
+
+    /// Waits until nobody is at work, for a moment.
+    fn quiet<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let begin = Instant::now();
+        loop {
+            let changes = state.changes;
+            state = pause(&self.changed, &self.state, state, QUIET);
+            let quiet = state.changes == changes && state.working == 0;
+            if quiet || state.closed || begin.elapsed() >= PATIENCE {
+                return state;
+            }
         }
     }
 

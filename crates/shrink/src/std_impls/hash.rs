@@ -10,7 +10,7 @@
 //! hashed each of them before.
 
 use crate::std_impls::sampled;
-use crate::{Bytes, Cascade, Shrink, Site};
+use crate::{Bytes, Cascade, Shrink, ShrinkShared, Site};
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::hash::{BuildHasher, Hash};
@@ -86,5 +86,15 @@ impl<T: Eq + Hash, S: BuildHasher + Clone> Shrink for HashSet<T, S> {
     }
     fn shrink(&mut self, cascade: &mut Cascade<'_>) {
         cascade.site(self);
+    }
+}
+
+/// A map of locks.
+impl<K: Debug, V: ShrinkShared, S> ShrinkShared for HashMap<K, V, S> {
+    fn slack_shared(&self) -> Bytes {
+        if V::is_flat_shared() { Bytes::ZERO } else { sampled(self.len(), self.values(), V::slack_shared) }
+    }
+    fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
+        cascade.entries_shared(self);
     }
 }

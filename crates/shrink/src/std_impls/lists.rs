@@ -159,3 +159,13 @@ impl<K: Debug, V: Shrink> Shrink for BTreeMap<K, V> {
         cascade.entries(self.iter_mut());
     }
 }
+
+/// A map of locks.
+impl<K: Debug, V: ShrinkShared> ShrinkShared for BTreeMap<K, V> {
+    fn slack_shared(&self) -> Bytes {
+        if V::is_flat_shared() { Bytes::ZERO } else { sampled(self.len(), self.values(), V::slack_shared) }
+    }
+    fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
+        cascade.entries_shared(self);
+    }
+}
