@@ -83,8 +83,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for ((name, ..), rounds) in ways.iter().zip(&rounds) {
         print_row(name, rounds);
     }
-    let cost = cost(args)?;
-    println!("without pressure, library on against off, median of {} pairs: {cost:+.2}%", args.cost_rounds);
+    let (cost, time) = cost(args)?;
+    println!(
+        "without pressure, library on against off, median of {} pairs: throughput {cost:+.2}%, processor time {time:+.2}%",
+        args.cost_rounds
+    );
     let of = |figure: fn(&Round) -> f64| median(rounds[0].iter().map(figure).collect());
     let kept = of(|r| r.back) < 1000.0
         && of(|r| r.kept) >= 0.9
@@ -137,6 +140,17 @@ impl Server {
         let mut command = Command::new("redis-benchmark");
         command.args(["-p", &self.port, "-t", test, "-n", &count.to_string()]);
         rate(command.args(["-d", "512", "-P", "50", "--csv"]))
+    }
+
+    /// Processor time of all its threads, in seconds.
+    fn cpu(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.child.pid()))? {
+            // A thread may end meanwhile.
+            let schedstat = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+            sum += schedstat.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(0.0);
+        }
+        Ok(sum / 1e9)
     }
 
     fn rss(&self) -> Result<f64> {
@@ -238,24 +252,28 @@ fn figures(requests: &Requests, event: Instant, end: Instant, round: Round, came
     Round { back, kept, p99_before: before.1, p99_during: during.1, longest: during.2, ..round }
 }
 
-/// Throughput with the library polled beyond that without, in percent.
-fn cost(args: &Args) -> Result<f64> {
+/// With the library polled against without: throughput, and processor time of the server for the same requests, which
+/// other programs on the machine disturb less; both in percent.
+fn cost(args: &Args) -> Result<(f64, f64)> {
     let servers = [Server::start(args, "on", None)?, Server::start(args, "off", None)?];
     let count = args.messages.min(500_000);
-    let once = |server: &Server| -> Result<f64> {
+    let once = |server: &Server| -> Result<(f64, f64)> {
+        let before = server.cpu()?;
         let (push, pop) = (server.benchmark("lpush", count)?, server.benchmark("rpop", count)?);
-        Ok(2.0 / (1.0 / push + 1.0 / pop))
+        Ok((2.0 / (1.0 / push + 1.0 / pop), server.cpu()? - before))
     };
     for server in &servers {
         once(server)?;
     }
-    let mut ratios = Vec::new();
+    let (mut rates, mut times) = (Vec::new(), Vec::new());
     for pair in 0..args.cost_rounds {
         // Each goes first in every second pair.
         let first = pair % 2;
         let one = once(&servers[first])?;
         let other = once(&servers[1 - first])?;
-        ratios.push(if first == 0 { one / other } else { other / one });
+        let (on, off) = if first == 0 { (one, other) } else { (other, one) };
+        rates.push(on.0 / off.0);
+        times.push(on.1 / off.1);
     }
-    Ok((median(ratios) - 1.0) * 100.0)
+    Ok(((median(rates) - 1.0) * 100.0, (median(times) - 1.0) * 100.0))
 }

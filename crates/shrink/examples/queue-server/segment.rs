@@ -42,7 +42,7 @@ impl Segments {
     /// Writes a message to the segment that is being filled, or to a new one.
     pub(crate) fn write(&mut self, dir: &Path, body: &[u8]) -> io::Result<Spot> {
         let last = self.files.last_key_value();
-        if !last.is_some_and(|(_, segment)| segment.room() >= body.len()) {
+        if last.is_none_or(|(_, segment)| segment.room() < body.len()) {
             let segment = Segment::create(dir, body.len().max(SIZE))?;
             self.files.insert(self.next, segment);
             self.next = self.next.wrapping_add(1);
