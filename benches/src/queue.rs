@@ -47,6 +47,8 @@ pub(crate) struct Args {
 
 /// Before the event, and after it where memory does not come back.
 const WINDOW: Duration = Duration::from_secs(1);
+/// "During" is so long at least: shorter, it has too few requests to speak of.
+const LEAST: Duration = Duration::from_millis(10);
 /// Clients of this program, each with one request at a time.
 const CLIENTS: usize = 2;
 
@@ -198,8 +200,9 @@ fn watch(server: &Server, fresh: f64) -> Result<(Instant, Instant, f64, bool)> {
     fifo.write_all(b"x")?;
     loop {
         let (now, rss) = (Instant::now(), server.rss()?);
-        if rss <= 1.5 * fresh || now - event >= WINDOW {
-            return Ok((event, now, rss, rss <= 1.5 * fresh));
+        let back = rss <= 1.5 * fresh;
+        if back && now - event >= LEAST || now - event >= WINDOW {
+            return Ok((event, now, rss, back));
         }
         thread::sleep(Duration::from_millis(1));
     }
