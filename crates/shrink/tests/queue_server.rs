@@ -4,8 +4,13 @@
 //! connection that closes) it is asked again, with an end.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../examples/queue-server/resp.rs"]
+#[allow(dead_code, reason = "its replies are seen from outside")]
+mod resp;
+
 use ebbtide_testkit::child::{Child, installed};
 use proptest::prelude::*;
+use resp::{Limits, Parser, Wrong};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::PathBuf;
@@ -356,17 +361,7 @@ fn nonsense_ends_in_an_error() {
         failure_persistence: None,
         ..ProptestConfig::default()
     });
-    let word = prop_oneof![
-        proptest::string::bytes_regex(r"[*$][0-9+-]{0,20}\r\n").unwrap(),
-        proptest::string::bytes_regex(
-            r"(?i)(LPUSH|BRPOP|RPOP|RESERVE|ACK|DEL|SELECT|AUTH|INFO) ?[a-z0-9 -]{0,9}\r?\n"
-        )
-        .unwrap(),
-        Just(b"*2\r\n$5\r\nBRPOP\r\n".to_vec()),
-        Just(b"$1\r\n0\r\n".to_vec()),
-        proptest::collection::vec(any::<u8>(), 0..40),
-    ];
-    let requests = proptest::collection::vec(word, 1..12);
+    let requests = proptest::collection::vec(word(), 1..12);
     let check = |words: Vec<Vec<u8>>| {
         let mut client = server.client();
         // It may have closed before it has all.
@@ -383,4 +378,47 @@ fn nonsense_ends_in_an_error() {
     assert_eq!(client.call("PING"), Simple("PONG".into()));
     until("the others are gone", || client.info("connected_clients") == 1);
     assert_eq!(client.info("waiting"), 0);
+}
+
+/// What a client may send, more or less.
+fn word() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        proptest::string::bytes_regex(r"[*$][0-9+-]{0,20}\r\n").unwrap(),
+        proptest::string::bytes_regex(
+            r"(?i)(LPUSH|BRPOP|RPOP|RESERVE|ACK|DEL|SELECT|AUTH|INFO) ?[a-z0-9 -]{0,9}\r?\n"
+        )
+        .unwrap(),
+        Just(b"*2\r\n$5\r\nBRPOP\r\n".to_vec()),
+        Just(b"$1\r\n0\r\n".to_vec()),
+        proptest::collection::vec(any::<u8>(), 0..40),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_request_is_the_same_however_it_comes(words in proptest::collection::vec(word(), 1..12)) {
+        let input = words.concat();
+        let limits = Limits { bulk: 100, args: 10, request: 200 };
+        let all = |step: usize| -> (Vec<Vec<Vec<u8>>>, Option<Wrong>) {
+            let (mut parser, mut done, mut requests) = (Parser::default(), 0, Vec::new());
+            for end in (0..input.len()).step_by(step).chain([input.len()]) {
+                loop {
+                    match parser.parse(&input[done..end], &limits) {
+                        Ok(false) => break,
+                        Ok(true) => {
+                            let args = parser.args().iter().map(|range| input[done..end][range.clone()].to_vec());
+                            requests.push(args.collect());
+                            done += parser.len();
+                            parser.clear();
+                        }
+                        Err(wrong) => return (requests, Some(wrong)),
+                    }
+                }
+            }
+            (requests, None)
+        };
+        prop_assert_eq!(all(1), all(input.len().max(1)));
+    }
 }

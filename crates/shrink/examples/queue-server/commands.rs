@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 const REPLY: usize = 1 << 20;
 /// Deliveries that a client may have and not acknowledge.
 const MOST_TAGS: usize = 1 << 16;
-/// The same keys in one BRPOP, and the longest name.
-const MOST_KEYS: usize = 64;
-const LONGEST_NAME: usize = 4096;
+/// Keys in one BRPOP, and the longest name: what a waiting client holds is not charged to the budget.
+const MOST_KEYS: usize = 16;
+const LONGEST_NAME: usize = 1024;
 
 /// A request's arguments.
 #[derive(Clone, Copy)]

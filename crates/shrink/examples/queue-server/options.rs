@@ -24,8 +24,8 @@ pub(crate) struct Options {
     /// The largest message
     #[arg(long, default_value = "16M", value_parser = size)]
     pub(crate) largest: usize,
-    /// Connections at a time
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    /// Connections at a time; each may hold 256 KiB of buffers beyond the memory limit
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) clients: u32,
     /// Threads that serve
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
