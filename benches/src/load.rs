@@ -101,6 +101,11 @@ fn benchmark(server: &Redis, options: &[&str], keys: u64, requests: u64) -> Resu
     let mut command = Command::new("redis-benchmark");
     command.arg("-s").arg(server.socket()).args(options);
     command.args(["-r", &keys.to_string(), "-n", &requests.to_string(), "-d", "200", "--csv"]);
+    rate(&mut command)
+}
+
+/// What a redis-benchmark with --csv says: requests per second, the harmonic mean of the kinds asked for.
+pub(crate) fn rate(command: &mut Command) -> Result<f64> {
     let output = command.stderr(Stdio::inherit()).output().context("starting redis-benchmark")?;
     ensure!(output.status.success(), "redis-benchmark: {}", output.status);
     let text = String::from_utf8(output.stdout)?;

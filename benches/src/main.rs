@@ -6,6 +6,7 @@ mod host;
 mod latency;
 mod load;
 mod measure;
+mod queue;
 mod rollups;
 
 use anyhow::Result;
@@ -30,6 +31,8 @@ enum Bench {
     HeapLoad(load::Args),
     /// A server's requests while its memory is taken back, by ebb and by others
     ReclaimLatency(latency::Args),
+    /// The queue server that gives back under pressure, beside ways without the library
+    Queue(queue::Args),
     /// Hold a heap
     #[command(hide = true)]
     HeapHold { shape: heap::Shape, bytes: u64 },
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Bench::Heap(args) => heap::run(&args),
         Bench::HeapLoad(args) => load::run(&args),
         Bench::ReclaimLatency(args) => latency::run(&args),
+        Bench::Queue(args) => queue::run(&args),
         Bench::HeapHold { shape, bytes } => heap::hold(shape, bytes),
         Bench::HeapLook { way, pid } => heap::look(way, pid),
         Bench::Rollups => rollups::run(),

@@ -1,7 +1,7 @@
 //! `cargo xtask bench NAME`: builds what is measured, provides the peers, and starts ebbtide-benches.
 
 use crate::deps;
-use crate::workspace::{build_release, run as run_command, target_dir, which};
+use crate::workspace::{build_release, cargo, run as run_command, target_dir, which};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -36,6 +36,12 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// The example queue server at memory pressure: with the library, without, and with shrink_to_fit of everything
+    Queue {
+        /// Options of `ebbtide-benches queue`, such as --messages, --rounds or --assert
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// ebb and ebb ps on a host with many processes, beside bare reads, smem and ps_mem
     Host {
         /// Options of `ebbtide-benches host`, such as --assert
@@ -57,6 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             deps::provide(&[deps::BENCH])?;
             beside_ebb("reclaim-latency", options)
         }
+        Bench::Queue { options } => queue(options),
         Bench::Host { options } => host(options),
     }
 }
@@ -66,6 +73,17 @@ fn beside_ebb(name: &str, options: &[String]) -> Result<ExitCode> {
     let release = build_release(&["ebb", "ebbtide-benches"])?;
     let mut bench = Command::new(release.join("ebbtide-benches"));
     start(bench.arg(name).arg("--ebb").arg(release.join("ebb")).args(options))
+}
+
+fn queue(options: &[String]) -> Result<ExitCode> {
+    deps::provide(&[deps::BENCH])?;
+    let release = build_release(&["ebbtide-benches", "ebbtide-malloc-preload"])?;
+    let example =
+        ["build", "--quiet", "--release", "--package", "ebbtide-shrink", "--example", "queue-server"];
+    run_command(cargo().args(example))?;
+    let mut bench = Command::new(release.join("ebbtide-benches"));
+    bench.arg("queue").arg("--server").arg(release.join("examples/queue-server"));
+    start(bench.arg("--preload").arg(release.join("libebbtide_malloc_preload.so")).args(options))
 }
 
 fn host(options: &[String]) -> Result<ExitCode> {

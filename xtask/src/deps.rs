@@ -20,7 +20,7 @@ pub(crate) const fn package(name: &'static str, shown_by: &'static str, why: &'s
 /// For the tests of the workspace and the lab.
 pub(crate) const TEST: &[Package] = &[
     package("redis-server", "redis-server", "ebb fork is tested against a real BGSAVE"),
-    package("redis-tools", "redis-cli", "drives redis-server"),
+    package("redis-tools", "redis-cli", "drives redis-server and the queue server"),
     package("gcc", "gcc", "test programs in C"),
     package("libc6-dev", "/usr/include/stdio.h", "test programs in C"),
     package("musl-tools", "musl-gcc", "programs on musl, whose heap is walked"),
@@ -89,6 +89,7 @@ pub(crate) const VM: &[Package] = &[
 
 /// For the benches.
 pub(crate) const BENCH: &[Package] = &[
+    package("redis-tools", "redis-benchmark", "fills and drains the queue server"),
     package("smem", "smem", "a peer of ebb ps"),
     package("gdb", "gdb", "how memory is taken back from a process today"),
     package("python3-pip", "pip3", "brings ps_mem, another peer, from PyPI"),
