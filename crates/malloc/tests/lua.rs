@@ -268,3 +268,29 @@ fn parent_and_child_do_not_see_each_others_writes() {
     // SAFETY: the heap is not closed.
     assert!(unsafe { model.state.told() }.parted.get() > 0);
 }
+
+#[test]
+fn a_fork_in_the_midst_of_a_round_takes_nothing_apart_wrongly() {
+    let mut model = Model::new(11);
+    model.sparse(300_000, 40, &[64, 32, 104, 48]);
+    let mut forks = 0;
+    for _ in 0..12 {
+        // SAFETY: this thread alone uses the heap.
+        let more = unsafe {
+            model.state.age();
+            model.state.mesh() == Some(0)
+        };
+        forks += u32::from(more);
+        in_child(|| model.check());
+        // What was planned goes on, or is given up.
+        // SAFETY: as above.
+        unsafe { model.state.mesh() };
+        in_child(|| model.check());
+        model.write_all();
+        (0..3000).for_each(|_| model.step(8000));
+        model.check();
+    }
+    assert!(forks > 0, "every round ended within a slice");
+    model.mesh();
+    model.check();
+}

@@ -5,7 +5,8 @@
 //! while the program waits. Only pages are taken in which no slot was allocated or freed for a while, which are at
 //! most half full, and whose memory nobody but the VM writes to ([`super::writers`]).
 //!
-//! Invariants: a MESHED page is in the list of [`Shared`] and in no other; nothing is allocated from it, and its entry's
+//! Invariants: a MESHED page is in the list of [`Shared`] and in no other; all in that list are shared, or, after a fork,
+//! all are parted; nothing is allocated from them, and their entries'
 //! links are touched under that lock only, which a fork takes. Mappings made by it stay below half of what the
 //! kernel allows a process. (Neighbours that share neighbouring frames are one mapping.)
 
@@ -369,13 +370,26 @@ impl Heap {
 
     /// Makes the plan's next frames.
     fn carry_out(&mut self) -> Result<(), Errno> {
-        self.mesh.shared.lock().frames.open()?;
+        if !self.open()? {
+            self.end_round();
+            return Ok(());
+        }
         let mut pages = 0;
         while self.mesh.plan.next < self.mesh.plan.frames && pages < STEP_PAGES {
             pages += self.make_frame(self.mesh.plan.next)?;
             self.mesh.plan.next += 1;
         }
         Ok(())
+    }
+
+    /// Makes sure that there is a file; false if a fork has come since the round began. Pages that it parted are taken
+    /// over first: with others in the same list nobody could tell which are shared.
+    fn open(&mut self) -> Result<bool, Errno> {
+        let mut shared = self.mesh.shared.lock();
+        if !shared.parted {
+            shared.frames.open()?;
+        }
+        Ok(!shared.parted)
     }
 
     /// Makes one frame of the plan; how many pages share it.
@@ -421,6 +435,7 @@ impl Heap {
     /// beginning to end: a fork in another thread sees all or none.
     fn share(&mut self, pages: impl Iterator<Item = Page>) -> Result<(), Errno> {
         let mut shared = self.mesh.shared.lock();
+        // Refused where a fork in another thread has just parted the others: the file is gone.
         let frame = shared.frames.take(&self.mesh.bytes)?;
         for (i, page) in pages.enumerate() {
             shared.frames.share(page, frame)?;
