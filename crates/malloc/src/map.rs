@@ -183,6 +183,18 @@ pub(crate) fn extend(chunks: usize) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Gives back what the tables keep of the pages of a chunk that was unmapped: zeros say the same, that there is nothing.
+/// Called under the page heap's lock.
+pub(crate) fn forget(chunk: usize) {
+    for (at, per_chunk) in
+        [(RECORD_AT, CHUNK_PAGES * size_of::<Record>()), (WIDE_AT, CHUNK_PAGES * size_of::<Wide>())]
+    {
+        // SAFETY: whole pages of a table (tested) that tell of pages nobody uses. A refusal leaves what is as good.
+        let _ = unsafe { sys::give_back(base() + at + chunk * per_chunk, per_chunk) };
+    }
+    crate::lua::forget(chunk);
+}
+
 impl Page {
     /// The page an address lies in, if it is one of the range's.
     #[inline]
@@ -271,6 +283,9 @@ mod tests {
             assert_eq!(at % CHUNK, 0);
         }
         assert_eq!(STEP * CHUNK_PAGES % PAGE, 0, "a step of the smallest table is whole pages");
+        for entry in [size_of::<Record>(), size_of::<Wide>()] {
+            assert_eq!(CHUNK_PAGES * entry % PAGE, 0, "a chunk's part is whole pages");
+        }
         assert!(u32::try_from(PAGES).is_ok_and(|p| p < TAIL));
     }
 

@@ -358,6 +358,7 @@ impl PageHeap {
                 // SAFETY: no page of the chunk is used, and under the lock none can be taken.
                 if unsafe { sys::unmap(map::base() + n * CHUNK, CHUNK) }.is_ok() {
                     self.forget_chunk(n);
+                    map::forget(n);
                     return Some(n);
                 }
             }

@@ -76,6 +76,16 @@ pub(crate) fn ensure(page: Page) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Gives back the entries of a chunk that was unmapped, if it has any; called under the page heap's lock.
+pub(crate) fn forget(chunk: usize) {
+    // Whoever holds the other lock waits for none.
+    let mapped = MAPPED.lock();
+    if mapped.next(chunk) == Some(chunk) {
+        // SAFETY: entries of pages nobody uses.
+        let _ = unsafe { sys::give_back(map::base() + ENTRY_AT + chunk * PER_CHUNK, PER_CHUNK) };
+    }
+}
+
 impl Page {
     /// The entry of a page that [`ensure`] was called for.
     #[inline]

@@ -19,7 +19,7 @@ mod mesh;
 mod verify;
 mod writers;
 
-pub(crate) use entry::{ENTRY_AT, Entry, LUA, raw_lock as raw_table_lock};
+pub(crate) use entry::{ENTRY_AT, Entry, LUA, forget, raw_lock as raw_table_lock};
 pub(crate) use heap::{BINS_AT, Bin};
 pub use heap::{Heap, Notes, Told};
 

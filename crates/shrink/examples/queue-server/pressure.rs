@@ -54,6 +54,6 @@ async fn naive(server: Arc<Server>, pressure: Pressure) {
             vhost.queues.shrink_to_fit();
         }
         server.buffers.sweep();
-        let _ = ebbtide_shrink::give_back().count();
+        ebbtide_malloc::trim();
     }
 }

@@ -5,7 +5,7 @@ use crate::options::{Mode, Options};
 use crate::queue::Store;
 use crate::resp::{Limits, Parser};
 use crate::vhost::Vhost;
-use ebbtide_shrink::{Bytes, Pool, Registry, Shrink, ShrinkShared};
+use ebbtide_shrink::{Bytes, Policy, Pool, Registry, Shrink, ShrinkShared};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -69,7 +69,9 @@ impl Server {
             vhosts: (0..options.vhosts).map(|_| Mutex::default()).collect(),
             buffers: buffers.build(),
             store: Arc::new(Store { budget, overflow: options.overflow.clone() }),
-            registry: Registry::new(),
+            registry: Registry::with_allocator(Policy::default(), || {
+                ebbtide_malloc::trim();
+            }),
             options,
             counts: Counts::default(),
         }
