@@ -24,6 +24,7 @@
 //! they may start programs.
 
 use super::api::{self, Api, L};
+use super::layout::Layout;
 use super::{hook, is_set};
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -75,119 +76,6 @@ pub(super) unsafe fn begin(state: L, heap: State) {
     notes.state = state as usize;
     // SAFETY: as above.
     unsafe { heap.tell_state(state as usize) };
-}
-
-/// Where in a `lua_State` and its `global_State` what is needed lies: offsets of lj_obj.h with LJ_GC64, luajit2 or not.
-#[derive(Debug, Clone, Copy)]
-struct Layout {
-    state: usize,
-    global: usize,
-}
-
-impl Layout {
-    const KIND: usize = 9;
-    const GLREF: usize = 16;
-    const CFRAME: usize = 80;
-    const TOTAL: usize = 16;
-    const THRESHOLD: usize = 24;
-    const PHASE: usize = 33;
-    const DEBT: usize = 88;
-    const STEPMUL: usize = 104;
-    const PAUSE: usize = 108;
-    /// ~LJ_TTHREAD
-    const THREAD: u8 = 6;
-    /// GCSpause and GCSfinalize (lj_gc.h).
-    const BETWEEN: u8 = 0;
-    const FINALIZE: u8 = 5;
-
-    fn word(at: usize) -> *mut u64 {
-        core::ptr::with_exposed_provenance_mut(at)
-    }
-
-    /// # Safety
-    /// `at` must be mapped and a multiple of 8.
-    unsafe fn read(at: usize) -> u64 {
-        // SAFETY: the caller's.
-        unsafe { Self::word(at).read_volatile() }
-    }
-
-    /// # Safety
-    /// `at` must be mapped.
-    unsafe fn byte(at: usize) -> u8 {
-        // SAFETY: the caller's.
-        unsafe { core::ptr::with_exposed_provenance::<u8>(at).read_volatile() }
-    }
-
-    /// The layout of a state with a heap of ours; `None` if it is another one than is known here.
-    ///
-    /// # Safety
-    /// The state must be alive, and nobody else may use it.
-    unsafe fn find(api: &Api, state: usize, heap: State) -> Option<Layout> {
-        // SAFETY: a lua_State has more than 24 bytes in any build.
-        let (kind, global) =
-            unsafe { (Self::byte(state + Self::KIND), Self::read(state + Self::GLREF) as usize) };
-        // GG_State (lj_dispatch.h): the main lua_State and the global_State behind it. 96 bytes, luajit2 112.
-        if kind != Self::THREAD || !matches!(global.wrapping_sub(state), 96 | 112) {
-            return None;
-        }
-        let layout = Layout { state, global };
-        let l = core::ptr::with_exposed_provenance_mut::<c_void>(state);
-        // SAFETY: the offsets lie within the GG_State, some KB of memory; lua_gc is as lua.h says.
-        unsafe {
-            let ours = Self::read(global) as usize == lua::lua_alloc as *const () as usize
-                && Self::read(global + 8) as usize == heap.data() as usize;
-            let pause = (api.gc)(l, api::GC_SETPAUSE, 200);
-            (api.gc)(l, api::GC_SETPAUSE, pause);
-            let stepmul = (api.gc)(l, api::GC_SETSTEPMUL, 200);
-            (api.gc)(l, api::GC_SETSTEPMUL, stepmul);
-            let total = (api.gc)(l, api::GC_COUNT, 0) as u64 * 1024 + (api.gc)(l, api::GC_COUNTB, 0) as u64;
-            let collector = Self::read(global + Self::STEPMUL) == (pause as u64) << 32 | stepmul as u64
-                && Self::read(global + Self::TOTAL) == total
-                && Self::PAUSE == Self::STEPMUL + 4;
-            (ours && collector).then_some(layout)
-        }
-    }
-
-    fn size(self) -> usize {
-        self.global - self.state
-    }
-
-    /// # Safety
-    /// As for [`Layout::find`].
-    unsafe fn cframe(state: usize) -> u64 {
-        // SAFETY: within a lua_State.
-        unsafe { Self::read(state + Self::CFRAME) }
-    }
-
-    /// Whether no Lua is on any C stack; `None` where time runs out, to be asked again in the same wait.
-    ///
-    /// # Safety
-    /// As for [`Layout::find`].
-    unsafe fn nothing_runs(self, heap: State, notes: &mut Notes, until_us: u64) -> Option<bool> {
-        let wait = WAITS.load(Relaxed);
-        if notes.looked == wait {
-            return Some(true);
-        }
-        if notes.looking != wait {
-            (notes.looking, notes.page) = (wait, 0);
-        }
-        // SAFETY: the caller's.
-        if unsafe { Self::cframe(self.state) } != 0 {
-            return Some(false);
-        }
-        // SAFETY: the caller's; blocks of that size have at least the bytes of a lua_State.
-        let nothing = unsafe {
-            heap.each_block(self.size(), &mut notes.page, until_us, |at| {
-                let is_state = Self::byte(at + Self::KIND) == Self::THREAD
-                    && Self::read(at + Self::GLREF) as usize == self.global;
-                !is_state || Self::cframe(at) == 0
-            })
-        };
-        if nothing == Some(true) {
-            notes.looked = wait;
-        }
-        nothing
-    }
 }
 
 /// What [`steps`] is told and tells.
@@ -345,7 +233,7 @@ unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> 
     let began = lua::now_us();
     let until_us = began + SLICE_US;
     // SAFETY: the caller's.
-    match unsafe { layout.nothing_runs(heap, notes, until_us) } {
+    match unsafe { layout.nothing_runs(heap, notes, WAITS.load(Relaxed), until_us) } {
         Some(true) => {}
         Some(false) => return None,
         None => return Some(Next::More),

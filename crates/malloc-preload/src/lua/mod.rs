@@ -5,12 +5,14 @@
 //! | [`api`] | finds LuaJIT's own functions |
 //! | [`hook`] | `lua_newstate` and `luaL_newstate`, in place of LuaJIT's |
 //! | [`collect`] | runs the collector and meshing while the program waits |
+//! | [`layout`] | what of LuaJIT's structures has to be known |
 //! | [`wait`] | `epoll_wait`, by which programs wait |
 //! | [`say`] | one line at the end, if asked |
 
 mod api;
 mod collect;
 mod hook;
+mod layout;
 mod say;
 mod wait;
 

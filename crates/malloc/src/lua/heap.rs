@@ -8,23 +8,19 @@
 //! page is one of: its class's current one; listed in the bucket of its count; meshed; full, in
 //! no list; empty and kept for later, with class 0. Blocks above [`TABLE_MAX`] bytes are the general malloc's.
 
-use super::entry::{self, ALIASED, CURRENT, LISTED, LUA, slots};
+use super::entry::{ALIASED, CURRENT, LUA, slots};
 use super::mesh::Mesh;
+use super::told::{Notes, Told};
 use crate::class::{self, BUCKETS, CLASSES, Class, PAGE, TABLE_MAX};
 use crate::map::Page;
 use crate::pages::pages;
-use crate::stats::Counter;
 use crate::{bits::CHUNK_PAGES, check, front, purge, sys};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 /// Bins, a power of two so that an index needs no check.
-const BINS: usize = CLASSES.next_power_of_two();
+pub(super) const BINS: usize = CLASSES.next_power_of_two();
 /// Empty pages kept for the next class that wants one.
-const SPARE: usize = 32;
-/// A heap of so many pages takes neighbours for a class, so many at a time: pages that lie side by side can be meshed
-/// side by side, which takes fewer mappings.
-const LARGE_HEAP: u64 = 512;
-const NEIGHBOURS: usize = 8;
+pub(super) const SPARE: usize = 32;
 /// Refills between looks at the clock.
 const OPS_PER_LOOK: u32 = 256;
 
@@ -33,121 +29,20 @@ const OPS_PER_LOOK: u32 = 256;
 #[repr(C, align(64))]
 pub(crate) struct Bin {
     /// Free slots of one word of the current page.
-    bits: u64,
+    pub(super) bits: u64,
     /// The address of the slot of the lowest bit.
-    base: usize,
+    pub(super) base: usize,
     /// The current page, plus one.
-    page: u32,
+    pub(super) page: u32,
     /// Bytes of a slot.
-    size: u32,
+    pub(super) size: u32,
     /// Per bucket the first page, plus one.
-    head: [u32; BUCKETS as usize],
+    pub(super) head: [u32; BUCKETS as usize],
     /// Which buckets have pages.
-    filled: u8,
+    pub(super) filled: u8,
     /// Empty pages that are the class's next, and the first of them.
-    left: u8,
-    next: u32,
-}
-
-/// What is told of a heap; readable from other processes, see `stats::Tables`.
-#[derive(Debug)]
-#[repr(C)]
-pub struct Told {
-    /// The address of the next heap, 0 for none.
-    pub next: AtomicUsize,
-    /// The address of its `lua_State`, 0 while it is being made.
-    pub state: Counter,
-    /// Pages it has.
-    pub pages: Counter,
-    /// Bytes of blocks that are too large for a slot.
-    pub large: Counter,
-    /// Bytes of slots taken up and of large blocks, ever: grows by what is allocated, whatever is freed.
-    pub flow: Counter,
-    /// Pages that share a frame with others.
-    pub meshed: Counter,
-    /// Frames they share.
-    pub frames: Counter,
-    /// Pages that were parted from the others for a fork, ever.
-    pub parted: Counter,
-    /// The longest pause of a slice of meshing, in microseconds.
-    pub longest_us: Counter,
-    /// Cycles of the collector run while nothing else was to do, ever.
-    pub cycles: Counter,
-    /// Bytes by which they made it smaller.
-    pub collected: Counter,
-    /// The longest slice of these, in microseconds.
-    pub longest_cycle_us: Counter,
-    /// Pages that came to share a frame, ever.
-    pub ever_meshed: Counter,
-}
-
-impl Told {
-    /// Nothing yet.
-    pub(crate) const fn new() -> Told {
-        Told {
-            next: AtomicUsize::new(0),
-            state: Counter::new(),
-            pages: Counter::new(),
-            large: Counter::new(),
-            flow: Counter::new(),
-            meshed: Counter::new(),
-            frames: Counter::new(),
-            parted: Counter::new(),
-            longest_us: Counter::new(),
-            cycles: Counter::new(),
-            collected: Counter::new(),
-            longest_cycle_us: Counter::new(),
-            ever_meshed: Counter::new(),
-        }
-    }
-
-    /// What remains to be told of a heap that is closed.
-    pub(crate) fn remember(&self, other: &Told) {
-        self.state.add(1);
-        for (mine, its) in [
-            (&self.cycles, &other.cycles),
-            (&self.collected, &other.collected),
-            (&self.ever_meshed, &other.ever_meshed),
-            (&self.parted, &other.parted),
-        ] {
-            mine.add(its.get());
-        }
-        let longest =
-            [(&self.longest_us, &other.longest_us), (&self.longest_cycle_us, &other.longest_cycle_us)];
-        longest.iter().for_each(|(mine, its)| mine.set(mine.get().max(its.get())));
-    }
-}
-
-/// What the hook remembers of a state.
-#[derive(Debug, Default)]
-#[repr(C)]
-pub struct Notes {
-    /// The `lua_State`.
-    pub state: usize,
-    /// A coroutine of our own; 0 for none.
-    pub coroutine: usize,
-    /// The state's layout is not one that is known, or its collector came to no end.
-    pub unknown: bool,
-    /// Cycles of the collector that are still to be run to the end.
-    pub cycles: u8,
-    /// Slices that these have taken.
-    pub slices: u32,
-    /// Bytes that the state had before the first of these.
-    pub before: u64,
-    /// Bytes that it had after the last.
-    pub live: u64,
-    /// [`Told::flow`] when the last of these began.
-    pub collected: u64,
-    /// The wait in which it is being looked whether any Lua runs, and up to which page it has been.
-    pub looking: u64,
-    /// See [`Notes::looking`].
-    pub page: usize,
-    /// The last wait in which no Lua was found to run.
-    pub looked: u64,
-    /// [`Told::flow`] when the heap was tidied.
-    pub rested: u64,
-    /// The same when there was nothing left to do.
-    pub done: AtomicU64,
+    pub(super) left: u8,
+    pub(super) next: u32,
 }
 
 /// The heap of one Lua state.
@@ -166,8 +61,8 @@ pub struct Heap {
     pub(crate) epoch: u16,
     /// The epoch in which it was last tidied.
     rested: u16,
-    nspare: u16,
-    spare: [u32; SPARE],
+    pub(super) nspare: u16,
+    pub(super) spare: [u32; SPARE],
     ops: u32,
     /// The first block, if it is large: the state itself, freed last. 0 if not.
     whole: usize,
@@ -266,60 +161,6 @@ impl Heap {
         }
     }
 
-    /// Takes the fullest page of a class that has free slots out of its list.
-    fn fullest(&mut self, class: u8) -> Option<Page> {
-        let bin = &self.bins[class as usize % BINS];
-        let head = *bin.head.get(bin.filled.trailing_zeros() as usize)?;
-        let page = Page::at(head as usize - 1);
-        self.unlist(page, class);
-        Some(page)
-    }
-
-    fn new_page(&mut self, class: u8) -> Option<Page> {
-        let page = self.neighbour(class).or_else(|| self.spare_page())?;
-        if entry::ensure(page).is_err() {
-            self.keep(page);
-            return None;
-        }
-        page.entry().begin(Class::of(class), self.id);
-        page.class().store(LUA | class, Relaxed);
-        Some(page)
-    }
-
-    /// The next of the pages that were taken for a class together.
-    fn neighbour(&mut self, class: u8) -> Option<Page> {
-        let bin = &mut self.bins[class as usize % BINS];
-        if bin.left == 0 {
-            if self.nspare > 0 || self.told.pages.get() < LARGE_HEAP {
-                return None;
-            }
-            let first = pages().run(NEIGHBOURS, 1)?.page;
-            (0..NEIGHBOURS).for_each(|i| first.plus(i).class().store(LUA, Relaxed));
-            bin.next = first.index() as u32;
-            bin.left = NEIGHBOURS as u8;
-            self.told.pages.add(NEIGHBOURS as u64);
-        }
-        bin.left -= 1;
-        bin.next += 1;
-        Some(Page::at(bin.next as usize - 1))
-    }
-
-    fn spare_page(&mut self) -> Option<Page> {
-        if self.nspare == 0 {
-            // More at a time the larger the heap is.
-            let want = (self.told.pages.get() as usize / 8).clamp(1, SPARE / 2);
-            let got = pages().spans(1, self.spare.get_mut(..want)?);
-            self.spare.iter().take(got).for_each(|page| Page::at(*page as usize).class().store(LUA, Relaxed));
-            self.nspare = got as u16;
-            self.told.pages.add(got as u64);
-            // The lowest comes out first.
-            self.spare.get_mut(..got)?.reverse();
-        }
-        let last = self.nspare.checked_sub(1)?;
-        self.nspare = last;
-        Some(Page::at(*self.spare.get(last as usize)? as usize))
-    }
-
     /// Frees a block that was allocated with `size` bytes: what `size` says is believed of large blocks only. Whether
     /// it was the state itself, so that the heap can be closed.
     ///
@@ -381,74 +222,6 @@ impl Heap {
             return;
         }
         self.keep(page);
-    }
-
-    /// Keeps an empty page for the next class that wants one.
-    fn keep(&mut self, page: Page) {
-        if self.nspare as usize == SPARE {
-            self.give(SPARE / 2);
-        }
-        if let Some(slot) = self.spare.get_mut(self.nspare as usize) {
-            *slot = page.index() as u32;
-            self.nspare += 1;
-        }
-    }
-
-    /// Gives spare pages back to the page heap, the longest kept first.
-    fn give(&mut self, count: usize) {
-        let count = count.min(self.nspare as usize);
-        let mut heap = pages();
-        for page in self.spare.iter().take(count).map(|page| Page::at(*page as usize)) {
-            page.class().store(0, Relaxed);
-            heap.give(page, 1, false);
-        }
-        drop(heap);
-        self.spare.copy_within(count..self.nspare as usize, 0);
-        self.nspare -= count as u16;
-        self.told.pages.sub(count as u64);
-        crate::keeper::poke();
-    }
-
-    pub(crate) fn list(&mut self, page: Page, class: u8) {
-        let (entry, shape) = (page.entry(), Class::of(class));
-        let count = u32::from(entry.count.get());
-        entry.set_due(shape);
-        if count == 0 {
-            return;
-        }
-        let bucket = shape.bucket(count);
-        let bin = &mut self.bins[class as usize % BINS];
-        let Some(head) = bin.head.get_mut(bucket as usize) else { return };
-        entry.set(LISTED, true);
-        entry.bucket.set(bucket as u8);
-        entry.prev.set(0);
-        entry.next.set(*head);
-        if *head != 0 {
-            Page::at(*head as usize - 1).entry().prev.set(page.index() as u32 + 1);
-        }
-        *head = page.index() as u32 + 1;
-        bin.filled |= 1 << bucket;
-    }
-
-    pub(crate) fn unlist(&mut self, page: Page, class: u8) {
-        let entry = page.entry();
-        if !entry.is(LISTED) {
-            return;
-        }
-        entry.set(LISTED, false);
-        let (next, prev) = (entry.next.get(), entry.prev.get());
-        if next != 0 {
-            Page::at(next as usize - 1).entry().prev.set(prev);
-        }
-        let bin = &mut self.bins[class as usize % BINS];
-        if prev != 0 {
-            Page::at(prev as usize - 1).entry().next.set(next);
-        } else if let Some(head) = bin.head.get_mut(entry.bucket.get() as usize) {
-            *head = next;
-            if next == 0 {
-                bin.filled &= !(1 << entry.bucket.get());
-            }
-        }
     }
 
     #[cold]

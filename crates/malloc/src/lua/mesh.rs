@@ -12,7 +12,8 @@
 
 use super::entry::{ALIASED, CURRENT, MESHED, slots};
 use super::frames::{self, Frames};
-use super::heap::{Heap, Told};
+use super::heap::Heap;
+use super::told::Told;
 use super::writers::Head;
 use crate::bits::CHUNK_PAGES;
 use crate::class::{Class, PAGE, small_by_eight};

@@ -6,6 +6,8 @@
 //! | [`entry`] | what is kept of each page |
 //! | [`mesh`] | pages that share a frame: which, and when |
 //! | [`frames`] | the same in the kernel, and before a fork |
+//! | [`supply`] | where its pages come from and go |
+//! | [`told`] | what a heap tells, and what the hook remembers of its state |
 //! | [`verify`] | what must hold, if asked to check |
 //! | [`writers`] | which memory is left alone, as others than the VM may write to it |
 //!
@@ -16,12 +18,15 @@ mod entry;
 mod frames;
 mod heap;
 mod mesh;
+mod supply;
+mod told;
 mod verify;
 mod writers;
 
 pub(crate) use entry::{ENTRY_AT, Entry, LUA, forget, raw_lock as raw_table_lock};
+pub use heap::Heap;
 pub(crate) use heap::{BINS_AT, Bin};
-pub use heap::{Heap, Notes, Told};
+pub use told::{Notes, Told};
 
 use crate::lock::Mutex;
 use crate::map;
