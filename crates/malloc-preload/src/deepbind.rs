@@ -9,22 +9,12 @@
 //! not a call.
 
 use core::ffi::{c_char, c_int, c_void};
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
-#[link(name = "c")]
-unsafe extern "C" {
-    fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
-}
+use core::sync::atomic::AtomicUsize;
 
 static REAL: AtomicUsize = AtomicUsize::new(0);
 
-/// Finds libc's dlopen; 0 cannot be, as this library is linked with libc.
 extern "C" fn find() -> usize {
-    let next = core::ptr::without_provenance_mut(usize::MAX);
-    // SAFETY: RTLD_NEXT and a NUL-terminated name.
-    let real = unsafe { dlsym(next, c"dlopen".as_ptr()) } as usize;
-    REAL.store(real, Relaxed);
-    real
+    crate::dl::real(&REAL, c"dlopen")
 }
 
 /// POSIX, with RTLD_DEEPBIND (8) taken out of `flags`.

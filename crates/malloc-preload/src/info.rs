@@ -1,12 +1,17 @@
 //! glibc's functions that ask about the heap or tune it.
 
-use core::ffi::{CStr, c_char, c_int, c_void};
+use crate::text::Text;
+use crate::{EINVAL, PAGE, fail};
+use core::ffi::{c_char, c_int, c_void};
+use core::fmt::Write as _;
 use ebbtide_malloc as heap;
 use heap::COUNT;
 
+/// Bytes that the statistics have at most.
+const ROOM: usize = 16 * 1024;
+
 unsafe extern "C" {
     fn fputs(text: *const c_char, stream: *mut c_void) -> c_int;
-    fn write(fd: c_int, bytes: *const c_void, len: usize) -> isize;
 }
 
 /// Gives back everything that can be; 1 if there was anything. Every thread's magazines are emptied and every
@@ -43,7 +48,7 @@ pub struct MallInfo {
 /// keepcost what malloc_trim would give back at least.
 #[unsafe(no_mangle)]
 pub extern "C" fn mallinfo2() -> MallInfo2 {
-    let arena = (COUNT.mapped.get() * 4096) as usize;
+    let arena = (COUNT.mapped.get() * PAGE) as usize;
     let large = (COUNT.large.get() + COUNT.cached.get()) as usize;
     let live = COUNT.live_bytes() as usize;
     let free_slots: u64 = COUNT.class.iter().map(|c| c.slots_free.get()).sum();
@@ -53,7 +58,7 @@ pub extern "C" fn mallinfo2() -> MallInfo2 {
         hblkhd: large,
         uordblks: live,
         fordblks: (arena + large).saturating_sub(live),
-        keepcost: (COUNT.dirty.get() * 4096 + COUNT.cached.get()) as usize,
+        keepcost: (COUNT.dirty.get() * PAGE + COUNT.cached.get()) as usize,
         ..MallInfo2::default()
     }
 }
@@ -76,73 +81,28 @@ pub extern "C" fn mallopt(param: c_int, _value: c_int) -> c_int {
     c_int::from(param == 1 || (-8..=-1).contains(&param))
 }
 
-/// Text built in place: nothing here may allocate.
-struct Text {
-    bytes: [u8; 16 * 1024],
-    len: usize,
-}
-
-impl core::fmt::Write for Text {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        // The last byte stays zero, for C.
-        let room = self.bytes.len() - 1 - self.len;
-        let text = text.as_bytes().get(..text.len().min(room)).unwrap_or_default();
-        if let Some(to) = self.bytes.get_mut(self.len..self.len + text.len()) {
-            to.copy_from_slice(text);
-            self.len += text.len();
-        }
-        Ok(())
-    }
-}
-
-impl Text {
-    fn new() -> Self {
-        Self { bytes: [0; 16 * 1024], len: 0 }
-    }
-
-    fn number(&mut self, before: &str, mut n: u64, after: &str) {
-        use core::fmt::Write as _;
-        let mut digits = [0_u8; 20];
-        let mut at = digits.len();
-        loop {
-            at -= 1;
-            if let Some(d) = digits.get_mut(at) {
-                *d = b'0' + (n % 10) as u8;
-            }
-            n /= 10;
-            if n == 0 || at == 0 {
-                break;
-            }
-        }
-        let digits = core::str::from_utf8(digits.get(at..).unwrap_or_default()).unwrap_or_default();
-        let _ = self.write_str(before);
-        let _ = self.write_str(digits);
-        let _ = self.write_str(after);
-    }
-}
-
 /// Writes the statistics to standard error.
 #[unsafe(no_mangle)]
 pub extern "C" fn malloc_stats() {
-    let mut text = Text::new();
-    let page = 4096;
-    text.number("ebbtide malloc\nlive bytes      ", COUNT.live_bytes(), "\n");
-    text.number("mapped bytes    ", COUNT.mapped_bytes(), "\n");
-    text.number("free, resident  ", COUNT.dirty.get() * page + COUNT.cached.get(), "\n");
-    text.number("given back      ", COUNT.purged.get() * page, "\n");
-    text.number("refaulted       ", COUNT.refaulted.get() * page, "\n");
-    text.number("delay ms        ", COUNT.delay_ms.get(), "\n");
-    text.number("turns           ", COUNT.turns.get(), "\nsize: live, in magazines, free slots, pages\n");
+    let mut text = Text::<ROOM>::new();
+    let _ = write!(
+        text,
+        "ebbtide malloc\nlive bytes      {}\nmapped bytes    {}\nfree, resident  {}\ngiven back      {}\n\
+         refaulted       {}\ndelay ms        {}\nturns           {}\nsize: live, in magazines, free slots, pages\n",
+        COUNT.live_bytes(),
+        COUNT.mapped_bytes(),
+        COUNT.dirty.get() * PAGE + COUNT.cached.get(),
+        COUNT.purged.get() * PAGE,
+        COUNT.refaulted.get() * PAGE,
+        COUNT.delay_ms.get(),
+        COUNT.turns.get(),
+    );
     for (i, c) in COUNT.class.iter().enumerate().filter(|(_, c)| c.pages.get() > 0) {
-        let kept = COUNT.magazines(i as u8);
-        text.number("", c.slot_bytes.get(), ": ");
-        text.number("", c.slots_out.get().saturating_sub(kept), ", ");
-        text.number("", kept, ", ");
-        text.number("", c.slots_free.get(), ", ");
-        text.number("", c.pages.get(), "\n");
+        let (size, kept) = (c.slot_bytes.get(), COUNT.magazines(i as u8));
+        let live = c.slots_out.get().saturating_sub(kept);
+        let _ = writeln!(text, "{size}: {live}, {kept}, {}, {}", c.slots_free.get(), c.pages.get());
     }
-    // SAFETY: writes initialised bytes to standard error.
-    unsafe { write(2, text.bytes.as_ptr().cast(), text.len) };
+    text.say();
 }
 
 /// Writes the statistics as XML, in the elements glibc's version 1 has. -1 if `options` is not 0.
@@ -151,33 +111,26 @@ pub extern "C" fn malloc_stats() {
 /// `stream` must be an open stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn malloc_info(options: c_int, stream: *mut c_void) -> c_int {
-    use core::fmt::Write as _;
     if options != 0 {
-        // SAFETY: libc's errno of the running thread.
-        unsafe { *crate::__errno_location() = crate::EINVAL };
+        fail(EINVAL);
         return -1;
     }
-    let i = mallinfo2();
-    let mut text = Text::new();
+    let mut text = Text::<ROOM>::new();
     let _ = text.write_str("<malloc version=\"1\">\n<heap nr=\"0\">\n<sizes>\n");
     for c in COUNT.class.iter().filter(|c| c.slots_free.get() > 0) {
         let (size, free) = (c.slot_bytes.get(), c.slots_free.get());
-        text.number("<size from=\"", size, "\" ");
-        text.number("to=\"", size, "\" ");
-        text.number("total=\"", size * free, "\" ");
-        text.number("count=\"", free, "\"/>\n");
+        let total = size * free;
+        let _ = writeln!(text, "<size from=\"{size}\" to=\"{size}\" total=\"{total}\" count=\"{free}\"/>");
     }
-    let _ = text.write_str("</sizes>\n");
-    text.number(
-        "<total type=\"fast\" count=\"0\" size=\"0\"/>\n<total type=\"rest\" count=\"",
-        i.ordblks as u64,
-        "\" ",
+    let MallInfo2 { arena, ordblks, hblkhd, fordblks, .. } = mallinfo2();
+    let _ = write!(
+        text,
+        "</sizes>\n<total type=\"fast\" count=\"0\" size=\"0\"/>\n\
+         <total type=\"rest\" count=\"{ordblks}\" size=\"{fordblks}\"/>\n\
+         <system type=\"current\" size=\"{arena}\"/>\n<aspace type=\"total\" size=\"{arena}\"/>\n</heap>\n\
+         <total type=\"mmap\" count=\"0\" size=\"{hblkhd}\"/>\n</malloc>\n",
     );
-    text.number("size=\"", i.fordblks as u64, "\"/>\n");
-    text.number("<system type=\"current\" size=\"", i.arena as u64, "\"/>\n");
-    text.number("<aspace type=\"total\" size=\"", i.arena as u64, "\"/>\n</heap>\n");
-    text.number("<total type=\"mmap\" count=\"0\" size=\"", i.hblkhd as u64, "\"/>\n</malloc>\n");
-    let Ok(text) = CStr::from_bytes_until_nul(&text.bytes) else { return -1 };
+    let Some(text) = text.for_c() else { return -1 };
     // SAFETY: the caller's stream; the text ends with a zero byte.
     if unsafe { fputs(text.as_ptr(), stream) } < 0 { -1 } else { 0 }
 }

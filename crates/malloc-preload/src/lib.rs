@@ -11,8 +11,10 @@
 #![allow(unsafe_code)]
 
 pub mod deepbind;
+mod dl;
 pub mod info;
 mod lua;
+mod text;
 
 /// A panic here is a defect of the allocator: it says where, without allocating, and ends the process.
 #[cfg(panic = "abort")]
@@ -27,7 +29,7 @@ use ebbtide_malloc as heap;
 
 const EINVAL: c_int = 22;
 const ENOMEM: c_int = 12;
-const PAGE: usize = 4096;
+const PAGE: u64 = 4096;
 
 unsafe extern "C" {
     fn __errno_location() -> *mut c_int;
@@ -192,7 +194,7 @@ pub unsafe extern "C" fn posix_memalign(out: *mut *mut c_void, align: usize, siz
 /// BSD: memory aligned to a page.
 #[unsafe(no_mangle)]
 pub extern "C" fn valloc(size: usize) -> *mut c_void {
-    aligned(PAGE, size)
+    aligned(PAGE as usize, size)
 }
 
 /// SunOS: whole pages.
@@ -201,7 +203,7 @@ pub extern "C" fn pvalloc(size: usize) -> *mut c_void {
     if absurd(size) {
         return fail(ENOMEM);
     }
-    aligned(PAGE, size.next_multiple_of(PAGE))
+    aligned(PAGE as usize, size.next_multiple_of(PAGE as usize))
 }
 
 /// glibc: how many bytes of the block may be used.

@@ -11,6 +11,7 @@
 //! record keeps in `bits` which of the pages were given back (low half) and which were found empty at the last
 //! turn (high half).
 
+use crate::bits::mask;
 use crate::check;
 use crate::class::{BUCKETS, CLASSES, Class, PAGE};
 use crate::lock::{Lock, Mutex};
@@ -311,8 +312,7 @@ impl Spans {
                 }
             }
             for w in 0..class.slots.div_ceil(64) {
-                let n = (class.slots - w * 64).min(64);
-                word(span, w).store(u64::MAX >> (64 - n), Relaxed);
+                word(span, w).store(mask(0, (class.slots - w * 64) as usize), Relaxed);
             }
             self.link(span, class, class.slots);
         }
@@ -352,14 +352,14 @@ impl Spans {
         while due != 0 {
             let first = due.trailing_zeros();
             let run = (due >> first).trailing_ones();
-            let mask = ((1_u64 << run) - 1) << first;
+            let these = mask(first as usize, run as usize);
             let at = span.address() + first as usize * PAGE;
             // SAFETY: the pages are the span's; every slot that touches them is free, and stays so under the lock.
             if unsafe { sys::give_back(at, run as usize * PAGE) }.is_ok() {
-                now_gone |= mask;
+                now_gone |= these;
                 given += u64::from(run);
             }
-            due &= !mask;
+            due &= !these;
         }
         state.store(now_gone | empty << 32, Relaxed);
         COUNT.holes.add_shared(given);
@@ -392,7 +392,7 @@ fn empty_pages(free: u64, class: &Class) -> u64 {
     let used = (0..class.slots)
         .filter(|i| free >> i & 1 == 0)
         .fold(0, |pages, i| pages | page_mask((i * class.size) as usize, class.size as usize));
-    !used & ((1 << class.pages) - 1)
+    !used & mask(0, class.pages as usize)
 }
 
 #[cfg(test)]

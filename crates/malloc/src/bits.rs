@@ -14,9 +14,9 @@ const WORDS: usize = CHUNK_PAGES / 64;
 #[repr(C)]
 pub(crate) struct Bits([AtomicU64; WORDS]);
 
-/// `count` bits from bit `first` on, in one word.
+/// `count` bits from bit `first` on, in one word; the whole word from 64 on.
 #[inline]
-fn mask(first: usize, count: usize) -> u64 {
+pub(crate) fn mask(first: usize, count: usize) -> u64 {
     if count >= 64 { u64::MAX } else { ((1_u64 << count) - 1) << first }
 }
 

@@ -118,7 +118,7 @@ fn check_extent(extent: Extent) {
     let end = extent.own_chunks().end;
     // The first of these is the block's before it, if it begins inside one.
     let mut chunks = page.index() / CHUNK_PAGES..end;
-    let alone = |n| TAKEN.next(n) == Some(n) && PAGED.next(n) != Some(n);
+    let alone = |n| TAKEN.contains(n) && !PAGED.contains(n);
     demand(chunks.all(alone), "chunks of what is kept are taken, and not cut into pages", page);
     demand(extent.end() <= end * CHUNK_PAGES, "what is kept lies in its chunks", page);
 }

@@ -48,6 +48,10 @@ impl ChunkSet {
         }
     }
 
+    pub(crate) fn contains(&self, n: usize) -> bool {
+        self.word(n / 64) >> (n % 64) & 1 != 0
+    }
+
     /// The first member.
     pub(crate) fn first(&self) -> Option<usize> {
         let (mut i, high) = (self.low.load(Relaxed), self.high.load(Relaxed));
@@ -136,6 +140,7 @@ mod tests {
                 if add { SET.insert(n); model.insert(n); } else { SET.remove(n); model.remove(&n); }
                 prop_assert_eq!(SET.first(), model.first().copied());
             }
+            prop_assert_eq!(SET.contains(from), model.contains(&from));
             prop_assert_eq!(SET.next(from), model.range(from..).next().copied());
             prop_assert_eq!(SET.last_before(from), model.range(..from).next_back().copied());
             let align = 1 << shift;

@@ -51,6 +51,12 @@ pub(crate) fn around_fork(prepare: extern "C" fn(), parent: extern "C" fn(), chi
     unsafe { pthread_atfork(prepare, parent, child) };
 }
 
+/// Whether an environment variable has this value; never in a program that runs with more rights than its caller. To be
+/// asked in a constructor, before the program can change its environment.
+pub fn is_set(name: &CStr, value: &CStr) -> bool {
+    env(name) == Some(value.to_bytes())
+}
+
 /// An environment variable, unless the program runs with more rights than its caller.
 pub(crate) fn env(name: &CStr) -> Option<&'static [u8]> {
     // SAFETY: the name is NUL-terminated; what comes back is a NUL-terminated string of the environment, which

@@ -31,6 +31,7 @@ mod sys;
 mod tls;
 
 pub use front::{aligned, free, malloc, malloc8, quick, realloc, usable_size, zeroed};
+pub use host::is_set;
 pub use stats::{Block, COUNT, ClassCount, Counter, LuaTables, Shape, Tables};
 
 use core::alloc::{GlobalAlloc, Layout};
@@ -99,6 +100,5 @@ extern "C" fn constructor() {
     };
     fork::register();
     check::set_level(number(c"EBBTIDE_MALLOC_CHECK").unwrap_or(0).min(3) as u32);
-    let thread = host::env(c"EBBTIDE_MALLOC_THREAD") != Some(b"off");
-    keeper::allow(thread, number(c"EBBTIDE_MALLOC_DELAY_MS"));
+    keeper::allow(!is_set(c"EBBTIDE_MALLOC_THREAD", c"off"), number(c"EBBTIDE_MALLOC_DELAY_MS"));
 }

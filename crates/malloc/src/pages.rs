@@ -45,6 +45,17 @@ pub(crate) fn raw_lock() -> &'static crate::lock::Lock {
     HEAP.raw()
 }
 
+/// The chunks cut into pages, from `from` on; the lock is held for each step only.
+pub(crate) fn paged(from: usize) -> impl Iterator<Item = usize> {
+    let mut at = from;
+    core::iter::from_fn(move || {
+        let _lock = pages();
+        let n = PAGED.next(at).filter(|n| (n + 1) * CHUNK_PAGES <= map::limit())?;
+        at = n + 1;
+        Some(n)
+    })
+}
+
 /// A run of pages and whether it is known to read as zeros.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Run {

@@ -10,7 +10,7 @@ use crate::class::{CLASSES, Class, PAGE};
 use crate::heap::{self, Heap};
 use crate::lock::Mutex;
 use crate::map::{self, Page};
-use crate::pages::{PAGED, pages};
+use crate::pages::{paged, pages};
 use crate::stats::COUNT;
 use crate::{kept, sync, sys, tls};
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -70,8 +70,8 @@ pub(crate) fn purge_pages(all: bool, keep: u64) -> u64 {
 
 /// Gives back pages that hold nothing inside partly used spans; how many.
 pub(crate) fn purge_holes(all: bool) -> u64 {
-    let (mut given, mut at) = (0, 0);
-    while let Some(n) = next_paged(at) {
+    let mut given = 0;
+    for n in paged(0) {
         let _pass = PASS.lock();
         for i in 0..CHUNK_PAGES {
             let page = Page::at(n * CHUNK_PAGES + i);
@@ -81,14 +81,8 @@ pub(crate) fn purge_holes(all: bool) -> u64 {
                 given += bins::bin(class).purge_span(page, all);
             }
         }
-        at = n + 1;
     }
     given
-}
-
-fn next_paged(from: usize) -> Option<usize> {
-    let _lock = pages();
-    PAGED.next(from).filter(|n| (n + 1) * CHUNK_PAGES <= map::limit())
 }
 
 /// Empties magazines that have not changed since the last turn (or, with `all`, every one) of all heaps but the

@@ -43,6 +43,11 @@ impl Counter {
         self.0.store(self.get().wrapping_sub(n), Relaxed);
     }
 
+    /// Makes it `n` if it is less, as [`Counter::add`].
+    pub(crate) fn raise(&self, n: u64) {
+        self.set(self.get().max(n));
+    }
+
     /// Adds where writers share no lock.
     pub(crate) fn add_shared(&self, n: u64) {
         self.0.fetch_add(n, Relaxed);

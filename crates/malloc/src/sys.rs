@@ -298,6 +298,13 @@ pub(crate) fn max_map_count() -> u32 {
     if count == 0 { DEFAULT } else { count }
 }
 
+/// Whether `/proc/sys/vm/overcommit_memory` is 2. Then a page that is mapped privately in place of another may be
+/// refused after that one was unmapped (mm/mmap.c, mmap_region, as of Linux 6.1): a hole is left.
+pub(crate) fn overcommit_is_strict() -> bool {
+    let mut mode = [0];
+    read_file(c"/proc/sys/vm/overcommit_memory", &mut mode).is_some() && mode == *b"2"
+}
+
 /// `munmap(addr, len)`.
 ///
 /// # Safety

@@ -5,12 +5,16 @@
 #![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used)]
 
 use ebbtide_malloc::lua::{State, lua_alloc};
+use std::io::{BufRead, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 unsafe extern "C" {
     fn fork() -> i32;
     fn waitpid(process: i32, status: *mut i32, options: i32) -> i32;
     fn _exit(status: i32) -> !;
+    fn mmap(at: *mut u8, len: usize, access: i32, flags: i32, file: i32, offset: i64) -> *mut u8;
+    fn munmap(at: *mut u8, len: usize) -> i32;
 }
 
 /// Xorshift: the same steps for the same seed.
@@ -89,11 +93,18 @@ impl Model {
     }
 
     fn alloc(&mut self, size: usize) {
+        assert!(self.alloc_if_there_is(size));
+    }
+
+    fn alloc_if_there_is(&mut self, size: usize) -> bool {
         let at = self.call(std::ptr::null_mut(), 0, size);
-        assert!(!at.is_null() && at.addr().is_multiple_of(8) && at.addr() < 1 << 47);
-        let block = Block { at, size, mark: self.random.below(256) as u8 };
-        block.write();
-        self.blocks.push(block);
+        assert!(at.addr().is_multiple_of(8) && at.addr() < 1 << 47);
+        if !at.is_null() {
+            let block = Block { at, size, mark: self.random.below(256) as u8 };
+            block.write();
+            self.blocks.push(block);
+        }
+        !at.is_null()
     }
 
     fn free(&mut self, i: usize) {
@@ -155,6 +166,12 @@ impl Model {
         }
     }
 
+    fn free_all(&mut self) {
+        while !self.blocks.is_empty() {
+            self.free(0);
+        }
+    }
+
     /// One survivor of each `each` of `n` blocks of these sizes.
     fn sparse(&mut self, n: usize, each: usize, sizes: &[usize]) {
         let first = self.blocks.len();
@@ -193,23 +210,24 @@ fn random_requests_agree_with_the_model() {
 
 #[test]
 fn sparse_pages_share_frames_and_keep_what_they_hold() {
-    let mut model = Model::new(7);
-    model.sparse(200_000, 100, &[64, 96, 24, 112]);
-    // SAFETY: the heap is not closed.
-    let told = unsafe { model.state.told() };
-    let before = told.pages.get();
-    let meshed = model.mesh();
-    let frames = told.frames.get();
-    assert!(meshed > before / 2 && frames * 4 < meshed, "{meshed} of {before} pages in {frames} frames");
-    model.check();
-    model.write_all();
-    model.check();
-    assert_eq!(told.meshed.get(), meshed, "writing takes nothing apart");
-    while !model.blocks.is_empty() {
-        model.free(0);
-    }
-    model.mesh();
-    assert_eq!((told.meshed.get(), told.frames.get()), (0, 0));
+    // In a process of its own: a fork by another test would part what is counted.
+    in_child(|| {
+        let mut model = Model::new(7);
+        model.sparse(200_000, 100, &[64, 96, 24, 112]);
+        // SAFETY: the heap is not closed.
+        let told = unsafe { model.state.told() };
+        let before = told.pages.get();
+        let meshed = model.mesh();
+        let frames = told.frames.get();
+        assert!(meshed > before / 2 && frames * 4 < meshed, "{meshed} of {before} pages in {frames} frames");
+        model.check();
+        model.write_all();
+        model.check();
+        assert_eq!(told.meshed.get(), meshed, "writing takes nothing apart");
+        model.free_all();
+        model.mesh();
+        assert_eq!((told.meshed.get(), told.frames.get()), (0, 0));
+    });
 }
 
 #[test]
@@ -230,14 +248,22 @@ fn memory_that_others_may_write_to_is_left_alone() {
 
 /// In a child: what it holds, and may write, is its own. Tells by its status.
 fn in_child(f: impl FnOnce()) {
+    beside(f, || ());
+}
+
+/// In a child, and meanwhile here. Each drops what is the other's: a socket's end closes where its side fails.
+fn beside(f: impl FnOnce(), here: impl FnOnce()) {
     // SAFETY: the child does nothing but look at memory and end.
     let child = unsafe { fork() };
     assert!(child >= 0);
     if child == 0 {
+        drop(here);
         let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err();
         // SAFETY: ends the child at once.
         unsafe { _exit(failed.into()) };
     }
+    drop(f);
+    here();
     let mut status = 0;
     // SAFETY: libc writes the status.
     let waited = unsafe { waitpid(child, &raw mut status, 0) };
@@ -270,6 +296,33 @@ fn parent_and_child_do_not_see_each_others_writes() {
 }
 
 #[test]
+fn parent_and_child_do_not_share_what_is_meshed_later() {
+    let mut model = Model::new(10);
+    model.sparse(60_000, 60, &[64, 32, 104]);
+    assert!(model.mesh() > 0);
+    model.free_all();
+    let (mut here, mut there) = UnixStream::pair().unwrap();
+    let meshed = |seed, blocks| {
+        let mut model = Model { state: model.state, blocks: Vec::new(), random: Random(seed) };
+        model.sparse(blocks, 60, &[64, 32, 104]);
+        assert!(model.mesh() > 0);
+        std::mem::ManuallyDrop::new(model)
+    };
+    let child = move || {
+        let own = meshed(20, 60_000);
+        there.write_all(b"x").unwrap();
+        there.read_exact(&mut [0]).unwrap();
+        own.check();
+    };
+    beside(child, move || {
+        here.read_exact(&mut [0]).unwrap();
+        let own = meshed(21, 50_000);
+        here.write_all(b"x").unwrap();
+        own.check();
+    });
+}
+
+#[test]
 fn a_fork_in_the_midst_of_a_round_takes_nothing_apart_wrongly() {
     let mut model = Model::new(11);
     model.sparse(300_000, 40, &[64, 32, 104, 48]);
@@ -293,4 +346,63 @@ fn a_fork_in_the_midst_of_a_round_takes_nothing_apart_wrongly() {
     assert!(forks > 0, "every round ended within a slice");
     model.mesh();
     model.check();
+}
+
+/// Mappings that each differ from their neighbours, until the kernel refuses all but a few.
+fn nearly_all_mappings() -> Vec<*mut u8> {
+    const PRIVATE_ANONYMOUS: i32 = 0x22;
+    let limit: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
+    let mut taken = Vec::with_capacity(limit + 1);
+    for n in 0.. {
+        // SAFETY: memory of nobody else's.
+        let at = unsafe { mmap(std::ptr::null_mut(), 4096, n & 1, PRIVATE_ANONYMOUS, -1, 0) };
+        if at.addr() == usize::MAX {
+            break;
+        }
+        taken.push(at);
+    }
+    release(taken.drain(taken.len() - 8..));
+    taken
+}
+
+fn release(mappings: impl IntoIterator<Item = *mut u8>) {
+    for at in mappings {
+        // SAFETY: made by `nearly_all_mappings`.
+        assert_eq!(unsafe { munmap(at, 4096) }, 0);
+    }
+}
+
+fn mapped_shared() -> usize {
+    let maps = std::io::BufReader::new(std::fs::File::open("/proc/self/maps").unwrap());
+    let lines = maps.lines().map(Result::unwrap);
+    lines.filter(|line| line.contains(" rw-s ") && line.contains("ebbtide lua")).count()
+}
+
+#[test]
+fn where_mappings_run_out_at_a_fork_what_stays_shared_is_not_used() {
+    // In a process of its own, as there are then no mappings for anybody.
+    in_child(|| {
+        let mut model = Model::new(13);
+        model.sparse(300_000, 40, &[64, 32, 104, 48]);
+        assert!(model.mesh() > 1000);
+        model.blocks.reserve(400_000);
+        let taken = nearly_all_mappings();
+        in_child(|| ());
+        let stuck = mapped_shared();
+        assert!(stuck > 0, "the kernel refused nothing");
+        // Taken over while they cannot be copied either.
+        model.mesh();
+        for size in [64, 32, 104, 48] {
+            while model.alloc_if_there_is(size) {}
+        }
+        model.check();
+        release(taken);
+        (0..20_000).for_each(|_| model.step(100_000));
+        model.check();
+        model.write_all();
+        model.check();
+        model.mesh();
+        in_child(|| model.check());
+        model.free_all();
+    });
 }

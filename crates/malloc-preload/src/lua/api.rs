@@ -2,6 +2,7 @@
 //!
 //! Types and numbers are those of lua.h (Lua 5.1) and of luajit2's additions to it.
 
+use crate::dl::{RTLD_DEFAULT, RTLD_NEXT, look};
 use core::ffi::{CStr, c_char, c_int, c_void};
 
 /// `lua_State *`, never looked into here.
@@ -26,12 +27,9 @@ pub(super) const REGISTRY: c_int = -10000;
 
 const RTLD_LAZY: c_int = 1;
 const RTLD_NOLOAD: c_int = 4;
-const RTLD_DEFAULT: *mut c_void = core::ptr::null_mut();
-const RTLD_NEXT: *mut c_void = core::ptr::without_provenance_mut(usize::MAX);
 
 #[link(name = "c")]
 unsafe extern "C" {
-    fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
     fn dlclose(handle: *mut c_void) -> c_int;
     fn dladdr(addr: *const c_void, info: *mut Info) -> c_int;
     fn dl_iterate_phdr(each: Each, data: *mut c_void) -> c_int;
@@ -76,42 +74,38 @@ pub(super) struct Api {
     pub(super) setexdata2: Option<unsafe extern "C" fn(L, *mut c_void)>,
 }
 
-/// Looks for a function; null if it is not there.
-fn look(handle: *mut c_void, name: &CStr) -> *mut c_void {
-    // SAFETY: a handle of dlopen or one of the two special ones, and a NUL-terminated name.
-    unsafe { dlsym(handle, name.as_ptr()) }
-}
-
-/// The function of that name, with the type that the field has.
+/// The function at an address that was looked for, with the type of the place it is put in.
 macro_rules! function {
-    ($handle:expr, $name:expr) => {{
-        let at = look($handle, $name);
+    ($at:expr) => {{
+        let at: *mut c_void = $at;
         // SAFETY: null is `None`; else it is the address of the function that lua.h declares with this type.
         (!at.is_null()).then(|| unsafe { core::mem::transmute::<*mut c_void, _>(at) })
     }};
 }
+pub(super) use function;
 
 impl Api {
     fn of(handle: *mut c_void) -> Option<Api> {
-        if look(handle, c"luaJIT_setmode").is_null() {
+        let look = |name| look(handle, name);
+        if look(c"luaJIT_setmode").is_null() {
             return None;
         }
         Some(Api {
-            newstate: function!(handle, c"lua_newstate")?,
-            aux_newstate: function!(handle, c"luaL_newstate")?,
-            close: function!(handle, c"lua_close")?,
-            getallocf: function!(handle, c"lua_getallocf")?,
-            atpanic: function!(handle, c"lua_atpanic")?,
-            cpcall: function!(handle, c"lua_cpcall")?,
-            touserdata: function!(handle, c"lua_touserdata")?,
-            tolstring: function!(handle, c"lua_tolstring")?,
-            gc: function!(handle, c"lua_gc")?,
-            newthread: function!(handle, c"lua_newthread")?,
-            pushlightuserdata: function!(handle, c"lua_pushlightuserdata")?,
-            rawset: function!(handle, c"lua_rawset")?,
-            settop: function!(handle, c"lua_settop")?,
-            setexdata: function!(handle, c"lua_setexdata"),
-            setexdata2: function!(handle, c"lua_setexdata2"),
+            newstate: function!(look(c"lua_newstate"))?,
+            aux_newstate: function!(look(c"luaL_newstate"))?,
+            close: function!(look(c"lua_close"))?,
+            getallocf: function!(look(c"lua_getallocf"))?,
+            atpanic: function!(look(c"lua_atpanic"))?,
+            cpcall: function!(look(c"lua_cpcall"))?,
+            touserdata: function!(look(c"lua_touserdata"))?,
+            tolstring: function!(look(c"lua_tolstring"))?,
+            gc: function!(look(c"lua_gc"))?,
+            newthread: function!(look(c"lua_newthread"))?,
+            pushlightuserdata: function!(look(c"lua_pushlightuserdata"))?,
+            rawset: function!(look(c"lua_rawset"))?,
+            settop: function!(look(c"lua_settop"))?,
+            setexdata: function!(look(c"lua_setexdata")),
+            setexdata2: function!(look(c"lua_setexdata2")),
         })
     }
 

@@ -24,10 +24,11 @@
 //! they may start programs.
 
 use super::api::{self, Api, L};
+use super::hook;
 use super::layout::Layout;
-use super::{hook, is_set};
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use ebbtide_malloc::is_set;
 use ebbtide_malloc::lua::{self, Notes, State};
 
 /// Milliseconds without an event after which the program counts as resting.

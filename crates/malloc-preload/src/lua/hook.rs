@@ -4,10 +4,11 @@
 //! build without GC64), or is another Lua, or is part of the program itself, everything is as without this library;
 //! that LuaJIT was left alone is said once.
 
-use super::api::{self, Alloc, Api, AuxNewState, L, NewState};
-use super::{collect, is_set};
+use super::api::{self, Alloc, Api, AuxNewState, L, NewState, function};
+use super::collect;
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use ebbtide_malloc::is_set;
 use ebbtide_malloc::lua::{self, State};
 
 const REFUSED: &str = "this LuaJIT takes no other allocator, or memory ran out: its own is used\n";
@@ -76,7 +77,6 @@ fn make(api: &Api) -> L {
 ///
 /// # Safety
 /// As LuaJIT's.
-#[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn lua_newstate(
@@ -84,7 +84,13 @@ pub(super) unsafe extern "C" fn lua_newstate(
     _data: *mut c_void,
     _seed: usize,
 ) -> L {
-    core::arch::naked_asm!("mov rcx, qword ptr [rsp]", "jmp {to}", to = sym newstate)
+    core::arch::naked_asm!(
+        #[cfg(target_arch = "x86_64")]
+        "mov rcx, qword ptr [rsp]; jmp {to}",
+        #[cfg(target_arch = "aarch64")]
+        "mov x3, x30; b {to}",
+        to = sym newstate,
+    )
 }
 
 /// LuaJIT: a new state with its own allocator; here, with ours. Hands the address that it was called from to
@@ -92,46 +98,16 @@ pub(super) unsafe extern "C" fn lua_newstate(
 ///
 /// # Safety
 /// As LuaJIT's.
-#[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn luaL_newstate() -> L {
-    core::arch::naked_asm!("mov rdi, qword ptr [rsp]", "jmp {to}", to = sym aux_newstate)
-}
-
-/// As on x86_64.
-///
-/// # Safety
-/// As LuaJIT's.
-#[cfg(target_arch = "aarch64")]
-#[unsafe(naked)]
-#[unsafe(no_mangle)]
-pub(super) unsafe extern "C" fn lua_newstate(
-    _allocator: Option<Alloc>,
-    _data: *mut c_void,
-    _seed: usize,
-) -> L {
-    core::arch::naked_asm!("mov x3, x30", "b {to}", to = sym newstate)
-}
-
-/// As on x86_64.
-///
-/// # Safety
-/// As LuaJIT's.
-#[cfg(target_arch = "aarch64")]
-#[unsafe(naked)]
-#[unsafe(no_mangle)]
-pub(super) unsafe extern "C" fn luaL_newstate() -> L {
-    core::arch::naked_asm!("mov x0, x30", "b {to}", to = sym aux_newstate)
-}
-
-/// The function of that name that `caller` would have called, with the type of the place it is put in.
-macro_rules! real {
-    ($name:literal, $caller:expr) => {{
-        let at = api::real($name, $caller);
-        // SAFETY: null is `None`; else it is the address of the function that lua.h declares with this type.
-        (!at.is_null()).then(|| unsafe { core::mem::transmute::<*mut c_void, _>(at) })
-    }};
+    core::arch::naked_asm!(
+        #[cfg(target_arch = "x86_64")]
+        "mov rdi, qword ptr [rsp]; jmp {to}",
+        #[cfg(target_arch = "aarch64")]
+        "mov x0, x30; b {to}",
+        to = sym aux_newstate,
+    )
 }
 
 /// # Safety
@@ -142,7 +118,9 @@ unsafe extern "C" fn newstate(
     seed: usize,
     caller: *const c_void,
 ) -> L {
-    let Some(real): Option<NewState> = real!(c"lua_newstate", caller) else { return core::ptr::null_mut() };
+    let Some(real): Option<NewState> = function!(api::real(c"lua_newstate", caller)) else {
+        return core::ptr::null_mut();
+    };
     let internal = allocator.is_some_and(|f| f as usize == INTERNAL) && !OFF.load(Relaxed);
     // Another LuaJIT than the one that is known is left alone.
     if let Some(api) = api().filter(|api| internal && api.newstate as usize == real as usize) {
@@ -159,7 +137,7 @@ unsafe extern "C" fn newstate(
 /// # Safety
 /// As `luaL_newstate`.
 unsafe extern "C" fn aux_newstate(caller: *const c_void) -> L {
-    let Some(real): Option<AuxNewState> = real!(c"luaL_newstate", caller) else {
+    let Some(real): Option<AuxNewState> = function!(api::real(c"luaL_newstate", caller)) else {
         return core::ptr::null_mut();
     };
     // LuaJIT's sets its panic function and calls lua_newstate, which as a rule is the one above.

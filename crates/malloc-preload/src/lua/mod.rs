@@ -16,22 +16,6 @@ mod layout;
 mod say;
 mod wait;
 
-use core::ffi::{CStr, c_char};
-
-#[link(name = "c")]
-unsafe extern "C" {
-    fn secure_getenv(name: *const c_char) -> *const c_char;
-}
-
-/// Whether an environment variable has this value; never in a program that runs with more rights than its caller.
-fn is_set(name: &CStr, value: &CStr) -> bool {
-    // SAFETY: a NUL-terminated name; what comes back is a NUL-terminated string of the environment, read at once.
-    unsafe {
-        let found = secure_getenv(name.as_ptr());
-        !found.is_null() && CStr::from_ptr(found) == value
-    }
-}
-
 /// Run by the loader before `main`.
 #[used]
 #[unsafe(link_section = ".init_array")]

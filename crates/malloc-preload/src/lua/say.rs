@@ -1,45 +1,22 @@
 //! Lines on standard error, built without allocating; one at the end of the process, if EBBTIDE_SUMMARY is 1.
 
-use core::ffi::{c_int, c_void};
+use crate::PAGE;
+use crate::text::Text;
+use core::ffi::c_int;
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use ebbtide_malloc::{COUNT, lua};
+use ebbtide_malloc::{COUNT, is_set, lua};
 
 unsafe extern "C" {
-    fn write(fd: c_int, bytes: *const c_void, len: usize) -> isize;
     fn getpid() -> c_int;
 }
 
-/// Text of bounded length.
-struct Line {
-    bytes: [u8; 512],
-    len: usize,
-}
-
-impl core::fmt::Write for Line {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        let room = self.bytes.get_mut(self.len..).unwrap_or_default();
-        let len = text.len().min(room.len());
-        room.iter_mut().zip(text.bytes()).for_each(|(to, from)| *to = from);
-        self.len += len;
-        Ok(())
-    }
-}
-
-impl Line {
-    fn new() -> Self {
-        Self { bytes: [0; 512], len: 0 }
-    }
-
-    fn say(&self) {
-        // SAFETY: writes initialised bytes to standard error.
-        unsafe { write(2, self.bytes.as_ptr().cast(), self.len) };
-    }
-}
+/// Bytes that a line has at most.
+const LINE: usize = 512;
 
 /// Says these parts as one write.
 pub(super) fn line(parts: &[&str]) {
-    let mut line = Line::new();
+    let mut line = Text::<LINE>::new();
     for part in parts {
         let _ = line.write_str(part);
     }
@@ -66,15 +43,14 @@ static ASKED: AtomicBool = AtomicBool::new(false);
 
 /// In the constructor.
 pub(super) fn prepare() {
-    ASKED.store(super::is_set(c"EBBTIDE_SUMMARY", c"1"), Relaxed);
+    ASKED.store(is_set(c"EBBTIDE_SUMMARY", c"1"), Relaxed);
 }
 
 extern "C" fn summary() {
     if !ASKED.load(Relaxed) {
         return;
     }
-    const PAGE: u64 = 4096;
-    let mut line = Line::new();
+    let mut line = Text::<LINE>::new();
     // SAFETY: takes no arguments.
     let process = unsafe { getpid() };
     let _ = write!(

@@ -4,32 +4,15 @@
 //! What the program sees is what it asked for: the same events, the same time-out, errno of the last real call.
 
 use super::collect::{self, Signals};
-use core::ffi::{c_char, c_int, c_void};
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
-#[link(name = "c")]
-unsafe extern "C" {
-    fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
-}
+use crate::dl::real;
+use core::ffi::{c_int, c_void};
+use core::sync::atomic::AtomicUsize;
 
 type Wait = unsafe extern "C" fn(c_int, *mut c_void, c_int, c_int) -> c_int;
 type Pwait = unsafe extern "C" fn(c_int, *mut c_void, c_int, c_int, *const Signals) -> c_int;
 
 static WAIT: AtomicUsize = AtomicUsize::new(0);
 static PWAIT: AtomicUsize = AtomicUsize::new(0);
-
-/// libc's function, found once; 0 cannot be, as this library is linked with libc.
-fn real(slot: &AtomicUsize, name: &core::ffi::CStr) -> usize {
-    let known = slot.load(Relaxed);
-    if known != 0 {
-        return known;
-    }
-    let next = core::ptr::without_provenance_mut(usize::MAX);
-    // SAFETY: RTLD_NEXT and a NUL-terminated name.
-    let found = unsafe { dlsym(next, name.as_ptr()) } as usize;
-    slot.store(found, Relaxed);
-    found
-}
 
 /// libc's epoll_pwait.
 ///

@@ -107,8 +107,10 @@ function coded.change(c)
     c.b:put(("%04d"):format(random(9999)):rep(n))
     c.fed = c.fed + n * 4
   elseif what == 3 then
-    local pointer, n = c.b:reserve(random(5000))
-    n = math.min(n, 100)
+    local asked = random(5000)
+    -- How much more there is, the second result, is the buffer's capacity: put grows it otherwise when it is compiled.
+    local pointer = c.b:reserve(asked)
+    local n = math.min(asked, 100)
     require("ffi").fill(pointer, n, 66)
     c.b:commit(n)
     c.fed = c.fed + n

@@ -4,13 +4,15 @@
 //! alone. `count` is the number of bits set in `free`. A slot whose bit is set is free and in no one's hands; the bits
 //! of a word that its owner allocates from are in the owner's [`Bin`](super::heap::Bin) and not here.
 
-use crate::bits::CHUNK_PAGES;
+use crate::bits::{CHUNK_PAGES, mask};
 use crate::chunkset::ChunkSet;
 use crate::class::Class;
 use crate::lock::Mutex;
 use crate::map::{self, Page};
+use crate::pages::paged;
 use crate::sys::{self, Errno, Use};
 use core::cell::Cell;
+use core::sync::atomic::Ordering::Relaxed;
 
 /// Added to a class byte: the page belongs to a Lua heap.
 pub(crate) const LUA: u8 = 0x40;
@@ -28,6 +30,8 @@ pub(crate) const LISTED: u8 = 2;
 pub(crate) const MESHED: u8 = 4;
 /// It is mapped from a file, shared or not.
 pub(crate) const ALIASED: u8 = 8;
+/// Of a meshed page: when the others were parted for a fork, the kernel refused it.
+pub(crate) const STUCK: u8 = 16;
 
 /// A page of a Lua heap.
 #[derive(Debug)]
@@ -50,7 +54,7 @@ pub(crate) struct Entry {
     pub(crate) bucket: Cell<u8>,
     /// The number of its owner.
     pub(crate) owner: Cell<u32>,
-    /// Which frame it shares.
+    /// Of a meshed page: which frame it shares.
     pub(crate) frame: Cell<u16>,
 }
 
@@ -66,7 +70,7 @@ pub(crate) fn raw_lock() -> &'static crate::lock::Lock {
 pub(crate) fn ensure(page: Page) -> Result<(), Errno> {
     let chunk = page.index() / CHUNK_PAGES;
     let mapped = MAPPED.lock();
-    if mapped.next(chunk) != Some(chunk) {
+    if !mapped.contains(chunk) {
         let at = map::base() + ENTRY_AT + chunk * PER_CHUNK;
         sys::map_at(at, PER_CHUNK, Use::Table)?;
         sys::no_huge_pages(at, PER_CHUNK);
@@ -80,10 +84,17 @@ pub(crate) fn ensure(page: Page) -> Result<(), Errno> {
 pub(crate) fn forget(chunk: usize) {
     // Whoever holds the other lock waits for none.
     let mapped = MAPPED.lock();
-    if mapped.next(chunk) == Some(chunk) {
+    if mapped.contains(chunk) {
         // SAFETY: entries of pages nobody uses.
         let _ = unsafe { sys::give_back(map::base() + ENTRY_AT + chunk * PER_CHUNK, PER_CHUNK) };
     }
+}
+
+/// The pages of a heap that hold something, from page number `from` on, and their classes.
+pub(crate) fn pages_of(owner: u32, from: usize) -> impl Iterator<Item = (Page, u8)> {
+    let numbers = move |chunk| from.max(chunk * CHUNK_PAGES)..(chunk + 1) * CHUNK_PAGES;
+    let page = move |n| Page::at(n).class_for(owner).map(|class| (Page::at(n), class));
+    paged(from / CHUNK_PAGES).flat_map(numbers).filter_map(page)
 }
 
 impl Page {
@@ -95,14 +106,20 @@ impl Page {
         // is an entry.
         unsafe { &*core::ptr::with_exposed_provenance(at) }
     }
+
+    /// Its class, if it is a page of this heap and holds something.
+    pub(crate) fn class_for(self, owner: u32) -> Option<u8> {
+        let class = self.class().load(Relaxed).wrapping_sub(LUA);
+        let is_its = (1..LUA).contains(&class) && self.entry().owner.get() == owner;
+        is_its.then_some(class)
+    }
 }
 
 impl Entry {
     /// A new page of `owner`: all its slots are free.
     pub(crate) fn begin(&self, class: &Class, owner: u32) {
-        for (word, slots) in self.free.iter().zip([0, 64, 128, 192]) {
-            let n = class.slots.saturating_sub(slots).min(64);
-            word.set(if n == 0 { 0 } else { u64::MAX >> (64 - n) });
+        for (i, word) in self.free.iter().enumerate() {
+            word.set(mask(0, (class.slots as usize).saturating_sub(i * 64)));
         }
         self.next.set(0);
         self.prev.set(0);
@@ -153,8 +170,7 @@ impl Entry {
     pub(crate) fn live(&self, class: &Class) -> [u64; 4] {
         let mut live = [0; 4];
         for (i, (live, free)) in live.iter_mut().zip(&self.free).enumerate() {
-            let n = class.slots.saturating_sub(i as u32 * 64).min(64);
-            *live = if n == 0 { 0 } else { !free.get() & (u64::MAX >> (64 - n)) };
+            *live = !free.get() & mask(0, (class.slots as usize).saturating_sub(i * 64));
         }
         live
     }

@@ -4,18 +4,19 @@
 //! page has anything, and the pages stay together whatever the VM writes; its collector writes to every object in each
 //! cycle, and private pages would each get a copy. A forked child must not see the parent's writes, nor the parent the
 //! child's. So before a fork the pages are mapped anew, MAP_PRIVATE, from the same frames, and the file is never written
-//! to again: parent and child each get copies of what they write to. A child made behind libc's back does not get the
-//! pages at all (MADV_DONTFORK): it cannot do harm.
+//! to again: parent and child each get copies of what they write to. If no page is mapped from it then, it stays the
+//! parent's, and the child closes it. A child made behind libc's back does not get the pages at all (MADV_DONTFORK), nor
+//! may it take frames: it cannot do harm.
 //!
 //! The descriptor may be closed by a program that closes what it does not know, and its number be another file's: it is
-//! looked at before each use.
+//! looked at before a frame is made and before pages are parted.
 
 use crate::class::PAGE;
 use crate::map::Page;
 use crate::sys::{self, Errno};
 
 /// Frames at most: so many that mappings, two for each page, and two pages at least to a frame, are what bounds.
-pub(crate) const FRAMES: usize = 8192;
+const FRAMES: usize = 8192;
 /// The file grows by so many frames.
 const STEP: usize = 256;
 
@@ -26,6 +27,8 @@ pub(crate) struct Frames {
     fd: u32,
     /// What the descriptor is of.
     identity: (u64, u64),
+    /// Whose frames they are: a child made behind libc's back has the file, too.
+    process: u32,
     /// Frames that the file is long.
     length: u16,
     /// No frame below is free.
@@ -34,6 +37,10 @@ pub(crate) struct Frames {
     pages: [u16; FRAMES],
 }
 
+/// The file's descriptor, just looked at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct File(i32);
+
 impl Frames {
     /// Makes sure that there is a file.
     pub(crate) fn open(&mut self) -> Result<(), Errno> {
@@ -41,25 +48,23 @@ impl Frames {
             let fd = sys::memory_file(c"ebbtide lua")?;
             self.fd = fd as u32 + 1;
             self.identity = sys::identity(fd)?;
+            self.process = sys::process_id();
             (self.length, self.low) = (0, 0);
         }
-        self.descriptor().map(drop)
+        self.file().map(drop)
     }
 
-    /// The descriptor, if it is still the file's.
-    fn descriptor(&self) -> Result<i32, Errno> {
+    /// The file, if it is there as it was made.
+    pub(crate) fn file(&self) -> Result<File, Errno> {
         let fd = self.fd.checked_sub(1).ok_or(Errno(9))? as i32;
-        if sys::identity(fd)? == self.identity { Ok(fd) } else { Err(Errno(9)) }
-    }
-
-    /// Whether the file is there as it was made.
-    pub(crate) fn is_there(&self) -> bool {
-        self.descriptor().is_ok()
+        if sys::identity(fd)? == self.identity { Ok(File(fd)) } else { Err(Errno(9)) }
     }
 
     /// Takes a frame nobody uses, with these bytes in it.
-    pub(crate) fn take(&mut self, bytes: &[u8; PAGE]) -> Result<u16, Errno> {
-        let fd = self.descriptor()?;
+    pub(crate) fn take(&mut self, file: File, bytes: &[u8; PAGE]) -> Result<u16, Errno> {
+        if sys::process_id() != self.process {
+            return Err(Errno(1));
+        }
         let free = self.pages.iter().enumerate().skip(self.low as usize).find(|(_, pages)| **pages == 0);
         let Some((frame, _)) = free else { return Err(Errno(12)) };
         if frame >= self.length as usize {
@@ -68,19 +73,19 @@ impl Frames {
             if sys::file_size_limit() < (length * PAGE) as u64 {
                 return Err(Errno(27));
             }
-            sys::set_length(fd, length * PAGE)?;
+            sys::set_length(file.0, length * PAGE)?;
             self.length = length as u16;
         }
-        sys::write_at(fd, bytes, frame * PAGE)?;
+        sys::write_at(file.0, bytes, frame * PAGE)?;
         self.low = frame as u16;
         Ok(frame as u16)
     }
 
     /// Maps a frame in place of a page, whose live bytes are all in it.
-    pub(crate) fn share(&mut self, page: Page, frame: u16) -> Result<(), Errno> {
-        let (fd, at) = (self.descriptor()?, page.address());
+    pub(crate) fn share(&mut self, file: File, page: Page, frame: u16) -> Result<(), Errno> {
+        let at = page.address();
         // SAFETY: the page is its heap's, and reads afterwards as it did, but where it held nothing.
-        unsafe { sys::map_file_over(at, PAGE, fd, frame as usize * PAGE, sys::Sharing::Shared) }?;
+        unsafe { sys::map_file_over(at, PAGE, file.0, frame as usize * PAGE, sys::Sharing::Shared) }?;
         sys::not_for_children(at, PAGE);
         if let Some(pages) = self.pages.get_mut(frame as usize) {
             *pages += 1;
@@ -105,21 +110,10 @@ impl Frames {
         Ok(last)
     }
 
-    /// Before a fork: a page is mapped from its frame for itself. By the file, if it is there still, else by a copy.
-    pub(crate) fn part(&self, page: Page, frame: u16) -> Result<(), Errno> {
-        match self.descriptor() {
-            // SAFETY: the page is its heap's, and reads the same afterwards.
-            Ok(fd) => unsafe {
-                sys::map_file_over(page.address(), PAGE, fd, frame as usize * PAGE, sys::Sharing::Private)
-            },
-            Err(_) => copy_out(page),
-        }
-    }
-
     /// The pages have all been parted: nobody here writes to the file any more, and it lives as long as its mappings.
     pub(crate) fn forget(&mut self) {
-        if let Ok(fd) = self.descriptor() {
-            sys::close(fd);
+        if let Ok(file) = self.file() {
+            sys::close(file.0);
         }
         self.fd = 0;
         self.pages = [0; FRAMES];
@@ -137,8 +131,15 @@ pub(crate) fn restore(page: Page) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Makes a page ordinary memory with the bytes it had.
-fn copy_out(page: Page) -> Result<(), Errno> {
+/// Before a fork: a page is mapped from its frame for itself.
+pub(crate) fn part(file: File, page: Page, frame: u16) -> Result<(), Errno> {
+    let off = frame as usize * PAGE;
+    // SAFETY: the page is its heap's, and reads the same afterwards.
+    unsafe { sys::map_file_over(page.address(), PAGE, file.0, off, sys::Sharing::Private) }
+}
+
+/// Where the file is gone: makes a page ordinary memory with the bytes it had.
+pub(crate) fn copy_out(page: Page) -> Result<(), Errno> {
     let mut bytes = [0_u8; PAGE];
     let at = core::ptr::with_exposed_provenance_mut::<u8>(page.address());
     // SAFETY: the page is its heap's, mapped, and nobody writes to it meanwhile: the VM stands still.

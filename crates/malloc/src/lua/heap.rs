@@ -5,16 +5,17 @@
 //! other words, and then from the fullest page of the class. So emptier pages drain.
 //!
 //! Invariants: every page of the heap has the class byte [`LUA`] and its class, and this heap's number as its owner. A
-//! page is one of: its class's current one; listed in the bucket of its count; meshed; full, in
-//! no list; empty and kept for later, with class 0. Blocks above [`TABLE_MAX`] bytes are the general malloc's.
+//! page is one of: its class's current one; listed in the bucket of its count; meshed; full, in no list; empty and kept
+//! for later, with class 0. Blocks above [`TABLE_MAX`] bytes are the general malloc's.
 
-use super::entry::{ALIASED, CURRENT, LUA, slots};
+use super::entry::{self, ALIASED, CURRENT, LUA, slots};
+use super::list;
 use super::mesh::Mesh;
 use super::told::{Notes, Told};
 use crate::class::{self, BUCKETS, CLASSES, Class, PAGE, TABLE_MAX};
 use crate::map::Page;
 use crate::pages::pages;
-use crate::{bits::CHUNK_PAGES, check, front, purge, sys};
+use crate::{check, front, purge, sys};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 /// Bins, a power of two so that an index needs no check.
@@ -137,8 +138,7 @@ impl Heap {
     fn refill(&mut self, class: u8) -> Option<usize> {
         loop {
             let bin = &mut self.bins[class as usize % BINS];
-            if bin.page != 0 {
-                let page = Page::at(bin.page as usize - 1);
+            if let Some(page) = list::page(bin.page) {
                 if let Some((word, bits)) = page.entry().take_word() {
                     bin.base = page.address() + word * 64 * bin.size as usize;
                     bin.bits = bits & (bits - 1);
@@ -157,7 +157,7 @@ impl Heap {
             entry.touched.set(self.epoch);
             entry.set(CURRENT, true);
             entry.set_due(Class::of(class));
-            self.bins[class as usize % BINS].page = page.index() as u32 + 1;
+            self.bins[class as usize % BINS].page = list::link(page);
         }
     }
 
@@ -328,7 +328,7 @@ impl Heap {
     }
 
     /// Says what time it is; whether there is anything to mesh.
-    pub(crate) fn pass_time(&mut self, now_ms: u64) -> bool {
+    fn pass_time(&mut self, now_ms: u64) -> bool {
         let pressed = super::PRESSED.load(Relaxed);
         if pressed != self.pressed {
             self.pressed = pressed;
@@ -361,10 +361,7 @@ impl Heap {
                 self.told.pages.sub(bin.left.into());
                 bin.left = 0;
             }
-            if bin.page == 0 {
-                continue;
-            }
-            let page = Page::at(bin.page as usize - 1);
+            let Some(page) = list::page(bin.page) else { continue };
             let word = (bin.base - page.address()) / (64 * bin.size as usize);
             let entry = page.entry();
             if let Some(free) = entry.free.get(word) {
@@ -383,16 +380,11 @@ impl Heap {
     /// The state is closed: every page goes back, whatever is left in it.
     pub(crate) fn end(&mut self) {
         self.settle();
-        let mut at = 0;
-        while let Some(chunk) = super::next_paged(at).filter(|_| self.told.pages.get() > 0) {
-            for i in 0..CHUNK_PAGES {
-                let page = Page::at(chunk * CHUNK_PAGES + i);
-                if let Some(class) = self.class_of(page) {
-                    self.unlist(page, class);
-                    self.release(page);
-                }
-            }
-            at = chunk + 1;
+        let mut pages = entry::pages_of(self.id, 0);
+        while self.told.pages.get() > self.nspare.into() {
+            let Some((page, class)) = pages.next() else { break };
+            self.unlist(page, class);
+            self.release(page);
         }
         self.give(SPARE);
     }
@@ -414,30 +406,17 @@ impl Heap {
         }
         let class = class::small_by_eight(size);
         let shape = Class::of(class);
-        while let Some(chunk) = super::next_paged(*from / CHUNK_PAGES) {
-            for n in (*from).max(chunk * CHUNK_PAGES)..(chunk + 1) * CHUNK_PAGES {
-                *from = n + 1;
-                let page = Page::at(n);
-                if self.class_of(page) != Some(class) {
-                    continue;
-                }
-                let mut live = slots(page.entry().live(shape));
-                if !live.all(|slot| f(page.address() + (slot * shape.size) as usize)) {
-                    return Some(false);
-                }
-                if sys::now_us() >= until_us {
-                    return None;
-                }
+        for (page, _) in entry::pages_of(self.id, *from).filter(|(_, of)| *of == class) {
+            *from = page.index() + 1;
+            let mut live = slots(page.entry().live(shape));
+            if !live.all(|slot| f(page.address() + (slot * shape.size) as usize)) {
+                return Some(false);
+            }
+            if sys::now_us() >= until_us {
+                return None;
             }
         }
         Some(true)
-    }
-
-    /// The class of a page of this heap.
-    pub(crate) fn class_of(&self, page: Page) -> Option<u8> {
-        let class = page.class().load(Relaxed).wrapping_sub(LUA);
-        let mine = (1..LUA).contains(&class) && page.entry().owner.get() == self.id;
-        mine.then_some(class)
     }
 }
 

@@ -6,13 +6,14 @@
 //! most half full, and whose memory nobody but the VM writes to ([`super::writers`]).
 //!
 //! Invariants: a MESHED page is in the list of [`Shared`] and in no other; all in that list are shared, or, after a fork,
-//! all are parted; nothing is allocated from them, and their entries'
-//! links are touched under that lock only, which a fork takes. Mappings made by it stay below half of what the
-//! kernel allows a process. (Neighbours that share neighbouring frames are one mapping.)
+//! all are parted but for the STUCK; nothing is allocated from them, and their links and flags are touched under that
+//! lock only, which a fork takes. Mappings made by it stay below half of what the kernel allows a process. (Neighbours
+//! that share neighbouring frames are one mapping.)
 
-use super::entry::{ALIASED, CURRENT, MESHED, slots};
+use super::entry::{ALIASED, CURRENT, MESHED, STUCK, pages_of, slots};
 use super::frames::{self, Frames};
 use super::heap::Heap;
+use super::list;
 use super::told::Told;
 use super::writers::Head;
 use crate::bits::CHUNK_PAGES;
@@ -103,10 +104,6 @@ fn boundary(a: Page, b: Page) -> bool {
     (a.is(ALIASED) || b.is(ALIASED)) && !one
 }
 
-fn at(page: u32) -> Page {
-    Page::at(page as usize - 1)
-}
-
 impl Plan {
     /// Puts a page into a frame where its live slots fit: the one behind its neighbour's, or the first.
     fn add(&mut self, page: Page, live: &[u64; 4]) {
@@ -152,34 +149,35 @@ impl Plan {
 
 impl Shared {
     fn link(&mut self, page: Page, frame: u16) {
-        let entry = page.entry();
-        entry.frame.set(frame);
-        entry.prev.set(0);
-        entry.next.set(self.first);
-        if self.first != 0 {
-            at(self.first).entry().prev.set(page.index() as u32 + 1);
-        }
-        self.first = page.index() as u32 + 1;
-        entry.set(MESHED, true);
+        list::insert(&mut self.first, page);
+        page.entry().frame.set(frame);
+        page.entry().set(MESHED, true);
     }
 
     fn unlink(&mut self, page: Page) {
-        let entry = page.entry();
-        let (next, prev) = (entry.next.get(), entry.prev.get());
-        if next != 0 {
-            at(next).entry().prev.set(prev);
-        }
-        if prev != 0 {
-            at(prev).entry().next.set(next);
-        } else {
-            self.first = next;
-        }
-        entry.set(MESHED, false);
+        list::remove(&mut self.first, page);
+        page.entry().set(MESHED | STUCK, false);
     }
 
-    fn pages(&self) -> impl Iterator<Item = Page> {
-        let page = |n: u32| (n != 0).then(|| at(n));
-        core::iter::successors(page(self.first), move |p| page(p.entry().next.get()))
+    /// Has each page a frame for itself. What the kernel refuses, for want of mappings, stays shared, is no child's, and
+    /// is tried again as long as there is the file. Whether nothing is left of that.
+    fn part(&mut self) -> bool {
+        let (mut refused, file) = (false, self.frames.file());
+        for page in list::each(self.first).filter(|page| !self.parted || page.entry().is(STUCK)) {
+            let done = match file {
+                Ok(file) => frames::part(file, page, page.entry().frame.get()),
+                // A child does not have the page that it would copy.
+                Err(gone) if self.parted => Err(gone),
+                Err(_) => frames::copy_out(page),
+            };
+            page.entry().set(STUCK, done.is_err());
+            refused |= done.is_err();
+        }
+        if !refused {
+            self.frames.forget();
+        }
+        self.parted = true;
+        !refused
     }
 }
 
@@ -221,6 +219,10 @@ impl Mesh {
                 shared.frames.leave(page, entry.frame.get())
             };
             told.frames.sub(u64::from(left == Ok(true)));
+            if shared.first == 0 {
+                // Of those that a fork has parted nobody counts the frames.
+                told.frames.set(0);
+            }
             left.is_ok()
         } else {
             frames::restore(page).is_ok()
@@ -230,22 +232,24 @@ impl Mesh {
         done
     }
 
-    /// Before a fork, in any thread: no page is shared, and no page changes until [`Mesh::forked`].
+    /// Before a fork, in any thread: no page is shared, and no page changes until [`Mesh::lock`] is released.
     pub(crate) fn part(&self) {
         self.shared.raw().lock();
-        // SAFETY: the lock is held, until `forked`.
+        // SAFETY: the lock is held, until after the fork.
         let shared = unsafe { self.shared.assume_locked() };
         // Without the file, pages are copied, which their owner must not be writing to meanwhile. Where he could, a child
         // does not get them.
-        if shared.first == 0 || shared.parted || !(shared.frames.is_there() || super::alone()) {
-            return;
+        if shared.first != 0 && (shared.frames.file().is_ok() || super::alone()) {
+            shared.part();
         }
-        for page in shared.pages() {
-            // What the kernel refuses stays shared, and is not the child's.
-            let _ = shared.frames.part(page, page.entry().frame.get());
+    }
+
+    /// In a child: the file is the parent's, who goes on writing to it: new frames, and what could not be parted.
+    pub(crate) fn forked(&self) {
+        let mut shared = self.shared.lock();
+        if shared.first == 0 || shared.parted {
+            shared.frames.forget();
         }
-        shared.frames.forget();
-        shared.parted = true;
     }
 
     /// After a fork.
@@ -279,21 +283,23 @@ impl Heap {
         while more && sys::now_us() - began < budget_us {
             more = self.mesh_step();
         }
-        self.told.longest_us.set(self.told.longest_us.get().max(sys::now_us() - began));
+        self.told.longest_us.raise(sys::now_us() - began);
         more
     }
 
     fn mesh_step(&mut self) -> bool {
         if !self.mesh.running {
-            self.take_over_parted();
+            // Under strict overcommit pages might be lost when they are parted.
+            if !self.take_over_parted() || sys::overcommit_is_strict() {
+                self.put_off();
+                return false;
+            }
             let mesh = &mut self.mesh;
             (mesh.running, mesh.class, mesh.page) = (true, 1, 0);
             (mesh.plan.count, mesh.plan.frames, mesh.plan.next) = (0, 0, 0);
         } else if self.mesh.plan.next < self.mesh.plan.frames {
             if self.carry_out().is_err() {
-                // A file or mapping refused: there is no use in trying soon.
-                self.mesh.wait = WAIT_MOST;
-                self.end_round();
+                self.put_off();
             }
         } else if self.mesh.class <= small_by_eight(SLOT_MOST) {
             self.search();
@@ -304,32 +310,42 @@ impl Heap {
         self.mesh.running
     }
 
+    /// A file or mapping was refused: there is no use in trying soon.
+    fn put_off(&mut self) {
+        self.mesh.wait = WAIT_MOST;
+        self.end_round();
+    }
+
     fn end_round(&mut self) {
         (self.mesh.running, self.mesh.last) = (false, self.epoch);
     }
 
     /// What a fork took apart are ordinary pages of their classes, to be meshed again later the more often it was so.
-    fn take_over_parted(&mut self) {
-        let mut page = {
+    /// False where some could not be taken apart to this day: their free slots are others', and nothing is meshed.
+    fn take_over_parted(&mut self) -> bool {
+        let first = {
             let mut shared = self.mesh.shared.lock();
-            if !core::mem::take(&mut shared.parted) {
-                return;
+            if !shared.parted {
+                return true;
             }
+            if !shared.part() {
+                return false;
+            }
+            shared.parted = false;
             core::mem::take(&mut shared.first)
         };
-        while page != 0 {
-            let this = at(page);
-            page = this.entry().next.get();
-            self.mesh.mappings = (self.mesh.mappings + 2).saturating_sub(boundaries(this));
-            this.entry().set(MESHED, false);
-            if let Some(class) = self.class_of(this) {
-                self.list(this, class);
+        for page in list::each(first) {
+            self.mesh.mappings = (self.mesh.mappings + 2).saturating_sub(boundaries(page));
+            page.entry().set(MESHED, false);
+            if let Some(class) = page.class_for(self.id) {
+                self.list(page, class);
             }
         }
         self.told.parted.add(self.told.meshed.get());
         self.told.meshed.set(0);
         self.told.frames.set(0);
         self.mesh.wait = (self.mesh.wait * 4).min(WAIT_MOST);
+        true
     }
 
     /// Collects candidates of the round's class, in the order of addresses, and fits them together.
@@ -337,26 +353,21 @@ impl Heap {
         let class = self.mesh.class;
         let plan = &mut self.mesh.plan;
         (plan.count, plan.frames, plan.next, plan.class) = (0, 0, 0, class);
-        while let Some(chunk) = super::next_paged(self.mesh.page as usize / CHUNK_PAGES) {
-            let first = (self.mesh.page as usize).max(chunk * CHUNK_PAGES);
-            for n in first..(chunk + 1) * CHUNK_PAGES {
-                let page = Page::at(n);
-                if let Some(live) = self.candidate(page, class) {
-                    self.mesh.plan.add(page, &live);
-                }
-                if self.mesh.plan.is_full() {
-                    self.mesh.page = n as u32 + 1;
-                    return;
-                }
+        for (page, _) in pages_of(self.id, self.mesh.page as usize).filter(|(_, of)| *of == class) {
+            if let Some(live) = self.candidate(page, class) {
+                self.mesh.plan.add(page, &live);
             }
-            self.mesh.page = ((chunk + 1) * CHUNK_PAGES) as u32;
+            if self.mesh.plan.is_full() {
+                self.mesh.page = page.index() as u32 + 1;
+                return;
+            }
         }
         (self.mesh.class, self.mesh.page) = (class + 1, 0);
     }
 
     /// The live slots of a page that may be meshed.
     fn candidate(&self, page: Page, class: u8) -> Option<[u64; 4]> {
-        if self.class_of(page) != Some(class) {
+        if page.class_for(self.id) != Some(class) {
             return None;
         }
         let (entry, shape) = (page.entry(), Class::of(class));
@@ -437,9 +448,10 @@ impl Heap {
     fn share(&mut self, pages: impl Iterator<Item = Page>) -> Result<(), Errno> {
         let mut shared = self.mesh.shared.lock();
         // Refused where a fork in another thread has just parted the others: the file is gone.
-        let frame = shared.frames.take(&self.mesh.bytes)?;
+        let file = shared.frames.file()?;
+        let frame = shared.frames.take(file, &self.mesh.bytes)?;
         for (i, page) in pages.enumerate() {
-            shared.frames.share(page, frame)?;
+            shared.frames.share(file, page, frame)?;
             self.told.frames.add(u64::from(i == 0));
             let before = boundaries(page);
             shared.link(page, frame);

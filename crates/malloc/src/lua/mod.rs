@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`heap`] | slots out of pages, for one owner |
 //! | [`entry`] | what is kept of each page |
+//! | [`list`] | pages linked by their entries |
 //! | [`mesh`] | pages that share a frame: which, and when |
 //! | [`frames`] | the same in the kernel, and before a fork |
 //! | [`supply`] | where its pages come from and go |
@@ -17,6 +18,7 @@
 mod entry;
 mod frames;
 mod heap;
+mod list;
 mod mesh;
 mod supply;
 mod told;
@@ -29,8 +31,6 @@ pub(crate) use heap::{BINS_AT, Bin};
 pub use told::{Notes, Told};
 
 use crate::lock::Mutex;
-use crate::map;
-use crate::pages::{PAGED, pages};
 use crate::stats::COUNT;
 use crate::sys;
 use core::ffi::c_void;
@@ -56,8 +56,7 @@ pub fn total() -> Told {
     sum.remember(&CLOSED);
     sum.state.set(CLOSED.state.get());
     for state in all() {
-        // SAFETY: with the list locked none is closed.
-        let told = unsafe { state.told() };
+        let told = &state.locked().told;
         sum.remember(told);
         sum.pages.add(told.pages.get());
     }
@@ -80,8 +79,10 @@ pub(crate) fn part() {
 
 /// In a forked child, with the list locked still: heaps may be those of threads that were in the midst of something.
 pub(crate) fn forked() {
-    if !FORKED_ALONE.load(Relaxed) {
-        all().for_each(|state| state.locked().orphan.store(true, Relaxed));
+    let orphans = !FORKED_ALONE.load(Relaxed);
+    for heap in all().map(State::locked) {
+        heap.mesh.forked();
+        heap.orphan.store(orphans || heap.orphan.load(Relaxed), Relaxed);
     }
 }
 
@@ -126,20 +127,13 @@ impl State {
         Some(state)
     }
 
-    /// The heap that `lua_getallocf` tells beside [`lua_alloc`].
-    ///
-    /// # Safety
-    /// `data` must come from there.
-    pub unsafe fn of(data: *mut c_void) -> State {
-        State(data.expose_provenance())
-    }
-
     /// What to hand to `lua_newstate` beside [`lua_alloc`].
     pub fn data(self) -> *mut c_void {
         core::ptr::with_exposed_provenance_mut(self.0)
     }
 
-    /// A heap in the list, which is locked or known not to change, for what is atomic or locked in it.
+    /// A heap in the list, which is locked or known not to change, for what is read and written in whole words or locked
+    /// in it.
     fn locked<'a>(self) -> &'a Heap {
         // SAFETY: it is not closed.
         unsafe { &*core::ptr::with_exposed_provenance::<Heap>(self.0) }
@@ -157,8 +151,7 @@ impl State {
     /// # Safety
     /// The heap must not have been closed.
     pub unsafe fn told<'a>(self) -> &'a Told {
-        // SAFETY: `Told` is read and written in whole words.
-        unsafe { &(*core::ptr::with_exposed_provenance::<Heap>(self.0)).told }
+        &self.locked().told
     }
 
     /// Gives back everything the state left behind, and the heap itself.
@@ -175,12 +168,8 @@ impl State {
         if COUNT.lua.get() as usize == self.0 {
             COUNT.lua.set(next as u64);
         } else {
-            let before = all().find(|other| {
-                // SAFETY: heaps in the list are not closed, and the list is locked.
-                unsafe { other.told() }.next.load(Relaxed) == self.0
-            });
-            // SAFETY: as above.
-            before.inspect(|before| unsafe { before.told() }.next.store(next, Relaxed));
+            let before = all().map(|other| &other.locked().told.next).find(|to| to.load(Relaxed) == self.0);
+            before.inspect(|to| to.store(next, Relaxed));
         }
         // SAFETY: the mapping made by `new`; nothing refers to it any more.
         let _ = unsafe { sys::unmap(self.0, BYTES) };
@@ -210,8 +199,7 @@ impl State {
     /// As for [`State::notes`].
     pub unsafe fn tell_slice(self, us: u64) {
         // SAFETY: the caller's.
-        let longest = unsafe { &self.told().longest_cycle_us };
-        longest.set(longest.get().max(us));
+        unsafe { self.told() }.longest_cycle_us.raise(us);
     }
 
     /// Tells by how much a cycle of the collector made the state smaller.
@@ -294,8 +282,7 @@ impl State {
 pub fn all() -> impl Iterator<Item = State> {
     let state = |at: usize| (at != 0).then_some(State(at));
     core::iter::successors(state(COUNT.lua.get() as usize), move |s| {
-        // SAFETY: heaps in the list are not closed, by the caller's word.
-        state(unsafe { s.told() }.next.load(Relaxed))
+        state(s.locked().told.next.load(Relaxed))
     })
 }
 
@@ -307,8 +294,7 @@ pub fn any_flow(f: impl Fn(u64, u64) -> bool) -> bool {
     }
     let _list = LIST.lock();
     all().any(|state| {
-        // SAFETY: with the list locked none is closed; both are read in whole words.
-        let heap = unsafe { &*core::ptr::with_exposed_provenance::<Heap>(state.0) };
+        let heap = state.locked();
         f(heap.told.flow.get(), heap.notes.done.load(Relaxed))
     })
 }
@@ -327,12 +313,6 @@ pub fn now_us() -> u64 {
     sys::now_us()
 }
 
-/// The first chunk cut into pages from `from` on.
-fn next_paged(from: usize) -> Option<usize> {
-    let _lock = pages();
-    PAGED.next(from).filter(|n| (n + 1) * crate::bits::CHUNK_PAGES <= map::limit())
-}
-
 /// A `lua_Alloc` (lua.h): allocates, frees or resizes a block of the heap that `data` is.
 ///
 /// What LuaJIT says a block's size was is not relied upon: after a failed allocation two of its paths are wrong.
@@ -345,8 +325,9 @@ pub unsafe extern "C" fn lua_alloc(
     old: usize,
     new: usize,
 ) -> *mut c_void {
+    let state = State(data.expose_provenance());
     // SAFETY: the caller's.
-    let heap = unsafe { State(data.expose_provenance()).heap() };
+    let heap = unsafe { state.heap() };
     if at.is_null() {
         return heap.alloc(new).cast();
     }
@@ -354,7 +335,7 @@ pub unsafe extern "C" fn lua_alloc(
         // SAFETY: the caller's.
         if unsafe { heap.free(at.cast(), old) } {
             // SAFETY: LuaJIT frees the state itself last (lj_state.c, close_state).
-            unsafe { State(data.expose_provenance()).close() };
+            unsafe { state.close() };
         }
         return core::ptr::null_mut();
     }

@@ -2,6 +2,7 @@
 
 use super::entry::{self, LISTED, LUA};
 use super::heap::{BINS, Heap, SPARE};
+use super::list;
 use crate::class::Class;
 use crate::map::Page;
 use crate::pages::pages;
@@ -16,8 +17,7 @@ impl Heap {
     /// Takes the fullest page of a class that has free slots out of its list.
     pub(super) fn fullest(&mut self, class: u8) -> Option<Page> {
         let bin = &self.bins[class as usize % BINS];
-        let head = *bin.head.get(bin.filled.trailing_zeros() as usize)?;
-        let page = Page::at(head as usize - 1);
+        let page = list::page(*bin.head.get(bin.filled.trailing_zeros() as usize)?)?;
         self.unlist(page, class);
         Some(page)
     }
@@ -105,12 +105,7 @@ impl Heap {
         let Some(head) = bin.head.get_mut(bucket as usize) else { return };
         entry.set(LISTED, true);
         entry.bucket.set(bucket as u8);
-        entry.prev.set(0);
-        entry.next.set(*head);
-        if *head != 0 {
-            Page::at(*head as usize - 1).entry().prev.set(page.index() as u32 + 1);
-        }
-        *head = page.index() as u32 + 1;
+        list::insert(head, page);
         bin.filled |= 1 << bucket;
     }
 
@@ -119,19 +114,12 @@ impl Heap {
         if !entry.is(LISTED) {
             return;
         }
-        entry.set(LISTED, false);
-        let (next, prev) = (entry.next.get(), entry.prev.get());
-        if next != 0 {
-            Page::at(next as usize - 1).entry().prev.set(prev);
-        }
         let bin = &mut self.bins[class as usize % BINS];
-        if prev != 0 {
-            Page::at(prev as usize - 1).entry().next.set(next);
-        } else if let Some(head) = bin.head.get_mut(entry.bucket.get() as usize) {
-            *head = next;
-            if next == 0 {
-                bin.filled &= !(1 << entry.bucket.get());
-            }
+        let Some(head) = bin.head.get_mut(entry.bucket.get() as usize) else { return };
+        entry.set(LISTED, false);
+        list::remove(head, page);
+        if *head == 0 {
+            bin.filled &= !(1 << entry.bucket.get());
         }
     }
 }

@@ -66,9 +66,8 @@ impl Told {
         ] {
             mine.add(its.get());
         }
-        let longest =
-            [(&self.longest_us, &other.longest_us), (&self.longest_cycle_us, &other.longest_cycle_us)];
-        longest.iter().for_each(|(mine, its)| mine.set(mine.get().max(its.get())));
+        self.longest_us.raise(other.longest_us.get());
+        self.longest_cycle_us.raise(other.longest_cycle_us.get());
     }
 }
 

@@ -1,8 +1,8 @@
 //! What must hold of a heap between two calls, for `EBBTIDE_MALLOC_CHECK`: aborts if it does not.
 
-use super::entry::{ALIASED, CURRENT, LISTED, MESHED};
+use super::entry::{ALIASED, CURRENT, LISTED, MESHED, STUCK, pages_of};
 use super::heap::Heap;
-use crate::bits::CHUNK_PAGES;
+use super::list;
 use crate::check::demand;
 use crate::class::Class;
 use crate::map::Page;
@@ -10,15 +10,10 @@ use crate::map::Page;
 impl Heap {
     /// Looks at every page that holds something.
     pub(crate) fn verify(&self) {
-        let (mut at, mut meshed) = (0, 0);
-        while let Some(chunk) = super::next_paged(at) {
-            for page in (0..CHUNK_PAGES).map(|i| Page::at(chunk * CHUNK_PAGES + i)) {
-                if let Some(class) = self.class_of(page) {
-                    verify_page(page, Class::of(class));
-                    meshed += u64::from(page.entry().is(MESHED));
-                }
-            }
-            at = chunk + 1;
+        let mut meshed = 0;
+        for (page, class) in pages_of(self.id, 0) {
+            verify_page(page, Class::of(class));
+            meshed += u64::from(page.entry().is(MESHED));
         }
         demand(meshed == self.told.meshed.get(), "meshed pages are counted", Page::at(0));
     }
@@ -36,9 +31,8 @@ fn verify_page(page: Page, class: &Class) {
     demand(current || due > count, "the next free that matters is to come", page);
     demand(!listed || class.bucket(count) == u32::from(entry.bucket.get()), "a page is in its bucket", page);
     demand(!meshed || entry.is(ALIASED), "a meshed page is mapped from a file", page);
-    let next = entry.next.get();
-    if next != 0 && (listed || meshed) {
-        let back = Page::at(next as usize - 1).entry().prev.get();
-        demand(back as usize == page.index() + 1, "lists are linked both ways", page);
+    demand(meshed || !entry.is(STUCK), "a page that nobody may use is meshed", page);
+    if let Some(next) = list::page(entry.next.get()).filter(|_| listed || meshed) {
+        demand(next.entry().prev.get() == list::link(page), "lists are linked both ways", page);
     }
 }

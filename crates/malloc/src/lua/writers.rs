@@ -28,7 +28,7 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// Whether only the VM writes to a slot of `size` bytes that begins so. `kind` reads the byte at an offset of the
+    /// Whether only the VM writes to a slot of `size` bytes that begins so. `byte` reads the byte at an offset of the
     /// slot.
     pub(crate) fn is_the_vms(self, size: u32, byte: impl FnOnce(u32) -> u8) -> bool {
         let kind = (self.second >> 8) as u8;
