@@ -7,12 +7,16 @@
 //! second. Rounds alternate, so that a slower minute of the machine meets all. Invariants: the servers end with this program; the
 //! figures of one round come from one server, fresh.
 
+mod cost;
+mod link;
+
 use crate::load::rate;
 use crate::measure::median;
 use anyhow::{Context, Result, ensure};
+use cost::cost;
 use ebbtide_testkit::child::Child;
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use link::{Link, Turn};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,18 +28,15 @@ pub(crate) struct Args {
     /// The queue server to run
     #[arg(long)]
     server: PathBuf,
-    /// A library to preload in one more way, such as Ebbtide's malloc
-    #[arg(long)]
-    preload: Option<PathBuf>,
     /// Messages of 512 bytes
     #[arg(long, default_value_t = 1_000_000)]
     messages: u64,
     /// How often each way is measured
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// How often the cost without pressure is measured
-    #[arg(long, default_value_t = 15)]
-    cost_rounds: usize,
+    /// Seconds for the cost without pressure, for each of the two ways that requests come
+    #[arg(long, default_value_t = 20)]
+    cost: u64,
     /// Microseconds between a reply and the next request; with 0 the clients take all the processor time there is, and
     /// whatever else takes some is a loss of throughput
     #[arg(long, default_value_t = 50)]
@@ -45,6 +46,8 @@ pub(crate) struct Args {
     assert: bool,
 }
 
+/// What the server does at pressure: the row's name, and what `--shrink` says.
+const WAYS: [(&str, &str); 3] = [("library", "on"), ("nothing", "off"), ("shrink_to_fit", "naive")];
 /// Before the event, and after it where memory does not come back.
 const WINDOW: Duration = Duration::from_secs(1);
 /// "During" is so long at least: shorter, it has too few requests to speak of.
@@ -66,35 +69,35 @@ struct Round {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    ensure!(args.rounds > 0 && args.cost_rounds > 0, "no rounds");
-    let mut ways = vec![("library", "on", None), ("nothing", "off", None), ("shrink_to_fit", "naive", None)];
-    if let Some(preload) = &args.preload {
-        ways.push(("library, preloaded", "on", Some(preload)));
-    }
-    let mut rounds: Vec<Vec<Round>> = vec![Vec::new(); ways.len()];
+    ensure!(args.rounds > 0, "no rounds");
+    let mut rounds = WAYS.map(|_| Vec::new());
     for _ in 0..args.rounds {
-        for ((_, mode, preload), rounds) in ways.iter().zip(&mut rounds) {
-            rounds.push(round(args, mode, *preload)?);
+        for ((_, mode), rounds) in WAYS.iter().zip(&mut rounds) {
+            rounds.push(round(args, mode)?);
         }
     }
     println!("{} messages of 512 B, drained; medians of {} rounds; ms, MiB:", args.messages, args.rounds);
     println!(
-        "{:<20} {:>7} {:>8} {:>7} {:>8} {:>7} {:>8} {:>8} {:>8}",
+        "{:<13} {:>7} {:>8} {:>7} {:>8} {:>7} {:>8} {:>8} {:>8}",
         "", "fresh", "drained", "after", "back in", "kept", "p99 bef.", "p99 dur.", "longest"
     );
-    for ((name, ..), rounds) in ways.iter().zip(&rounds) {
+    for ((name, _), rounds) in WAYS.iter().zip(&rounds) {
         print_row(name, rounds);
     }
-    let (cost, time) = cost(args)?;
-    println!(
-        "without pressure, library on against off, median of {} pairs: throughput {cost:+.2}%, processor time {time:+.2}%",
-        args.cost_rounds
-    );
+    let mut free = true;
+    for depth in [1, 50] {
+        let server = Server::start(args, "on")?;
+        let (time, processor) = cost(&server, depth, Duration::from_secs(args.cost))?;
+        println!(
+            "without pressure, {depth} requests at a time, more by the library: time {time}, processor time {processor}"
+        );
+        free &= time.percent < 0.5 && processor.percent < 0.5;
+    }
     let of = |figure: fn(&Round) -> f64| median(rounds[0].iter().map(figure).collect());
     let kept = of(|r| r.back) < 1000.0
         && of(|r| r.kept) >= 0.9
         && of(|r| r.p99_during - r.p99_before) <= 2.0
-        && cost > -0.5;
+        && free;
     Ok(if args.assert && !kept { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -103,7 +106,7 @@ fn print_row(name: &str, rounds: &[Round]) {
     let back = of(|r| r.back);
     let back = if back.is_finite() { format!("{back:.1}") } else { "never".into() };
     println!(
-        "{name:<20} {:>7.1} {:>8.1} {:>7.1} {back:>8} {:>6.0}% {:>8.3} {:>8.3} {:>8.3}",
+        "{name:<13} {:>7.1} {:>8.1} {:>7.1} {back:>8} {:>6.0}% {:>8.3} {:>8.3} {:>8.3}",
         of(|r| r.fresh) / 1024.0,
         of(|r| r.drained) / 1024.0,
         of(|r| r.after) / 1024.0,
@@ -121,7 +124,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(args: &Args, mode: &str, preload: Option<&PathBuf>) -> Result<Server> {
+    fn start(args: &Args, mode: &str) -> Result<Server> {
         let dir = tempfile::tempdir()?;
         let fifo = dir.path().join("pressure");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0)?;
@@ -129,9 +132,6 @@ impl Server {
         command.args(["--pdeathsig", "KILL"]).arg(&args.server).args(["--port", "0", "--shrink", mode]);
         command.args(["--memory-limit", "8G"]);
         command.env("MEMORY_PRESSURE_WATCH", &fifo).env_remove("MEMORY_PRESSURE_WRITE");
-        if let Some(preload) = preload {
-            command.env("LD_PRELOAD", preload);
-        }
         let child = Child::spawn(command.stderr(std::process::Stdio::null()));
         let port = child.said().split([':', ' ']).nth(1).context("no port")?.to_owned();
         Ok(Server { child, port, dir })
@@ -162,8 +162,8 @@ impl Server {
     }
 }
 
-fn round(args: &Args, mode: &str, preload: Option<&PathBuf>) -> Result<Round> {
-    let server = Server::start(args, mode, preload)?;
+fn round(args: &Args, mode: &str) -> Result<Round> {
+    let server = Server::start(args, mode)?;
     let fresh = server.rss()?;
     server.benchmark("lpush", args.messages)?;
     server.benchmark("rpop", args.messages)?;
@@ -213,20 +213,13 @@ type Requests = Vec<(Instant, f64)>;
 
 /// Pushes and pops in turn, on a queue of its own.
 fn client(port: &str, n: usize, think: u64, stop: &AtomicBool) -> Result<Requests> {
-    let mut stream = TcpStream::connect(format!("127.0.0.1:{port}"))?;
-    stream.set_nodelay(true)?;
-    let body = "x".repeat(512);
-    let push = format!("*3\r\n$5\r\nLPUSH\r\n$2\r\nq{n}\r\n$512\r\n{body}\r\n");
-    let pop = format!("*2\r\n$4\r\nRPOP\r\n$2\r\nq{n}\r\n");
-    let replies = [(push.as_bytes(), ":1\r\n".len()), (pop.as_bytes(), "$512\r\n".len() + 512 + 2)];
-    let mut reply = [0; 1024];
+    let mut link = Link::new(port, &format!("q{n}"), 1)?;
     // Its growth is no part of a request's time.
     let mut requests = Vec::with_capacity(1 << 20);
     while !stop.load(Ordering::Relaxed) {
-        for (request, len) in replies {
+        for turn in Turn::BOTH {
             let began = Instant::now();
-            stream.write_all(request)?;
-            stream.read_exact(&mut reply[..len])?;
+            link.take(turn)?;
             requests.push((Instant::now(), began.elapsed().as_secs_f64() * 1e3));
             if think > 0 {
                 thread::sleep(Duration::from_micros(think));
@@ -253,33 +246,4 @@ fn figures(requests: &Requests, event: Instant, end: Instant, round: Round, came
     let back = if came_back { (end - event).as_secs_f64() * 1e3 } else { f64::INFINITY };
     let kept = during.0 / before.0;
     Round { back, kept, p99_before: before.1, p99_during: during.1, longest: during.2, ..round }
-}
-
-/// With the library polled against without: throughput, and processor time of the server for the same requests, which
-/// other programs on the machine disturb less; both in percent. Each pair is of new servers, because one server can be
-/// faster than its like by several percent for as long as it runs: where its memory lies.
-fn cost(args: &Args) -> Result<(f64, f64)> {
-    let count = args.messages.min(200_000);
-    let once = |server: &Server| -> Result<(f64, f64)> {
-        let before = server.cpu()?;
-        let (push, pop) = (server.benchmark("lpush", count)?, server.benchmark("rpop", count)?);
-        Ok((1.0 / push + 1.0 / pop, server.cpu()? - before))
-    };
-    let (mut rates, mut times) = (Vec::new(), Vec::new());
-    for pair in 0..args.cost_rounds {
-        let servers = [Server::start(args, "on", None)?, Server::start(args, "off", None)?];
-        for server in &servers {
-            once(server)?;
-        }
-        // Each goes first in turn, within a pair and from pair to pair.
-        let mut sums = [(0.0, 0.0); 2];
-        for n in [pair, pair + 1, pair + 1, pair] {
-            let (took, time) = once(&servers[n % 2])?;
-            sums[n % 2] = (sums[n % 2].0 + took, sums[n % 2].1 + time);
-        }
-        let [on, off] = sums;
-        rates.push(off.0 / on.0);
-        times.push(on.1 / off.1);
-    }
-    Ok(((median(rates) - 1.0) * 100.0, (median(times) - 1.0) * 100.0))
 }

@@ -48,6 +48,11 @@ impl<'a> Offer<'a> {
         let why = why.into();
         Offer { source, open: Box::new(|| Err(why)) }
     }
+
+    /// An offer on a file or group, or why there is none to offer.
+    fn on<T>(kind: Kind, found: Result<T, String>, offer: impl FnOnce(T) -> Offer<'a>) -> Offer<'a> {
+        found.map_or_else(|why| Offer::refused(Source::bare(kind), why), offer)
+    }
 }
 
 /// Chooses among all but those that were lost, which are not touched again.
@@ -149,7 +154,7 @@ impl Field {
     }
 
     fn cgroup_trigger(&self) -> Offer<'_> {
-        self.on_own_psi(Kind::CgroupTrigger, |path| self.trigger(Kind::CgroupTrigger, path))
+        Offer::on(Kind::CgroupTrigger, self.own_psi(), |path| self.trigger(Kind::CgroupTrigger, &path))
     }
 
     fn host_trigger(&self) -> Offer<'_> {
@@ -157,18 +162,11 @@ impl Field {
     }
 
     fn cgroup_averages(&self) -> Offer<'_> {
-        self.on_own_psi(Kind::CgroupAverages, |path| self.averages(Kind::CgroupAverages, path))
+        Offer::on(Kind::CgroupAverages, self.own_psi(), |path| self.averages(Kind::CgroupAverages, &path))
     }
 
     fn host_averages(&self) -> Offer<'_> {
         self.averages(Kind::HostAverages, Path::new(HOST))
-    }
-
-    fn on_own_psi<'a>(&self, kind: Kind, offer: impl FnOnce(&Path) -> Offer<'a>) -> Offer<'a> {
-        match self.own_psi() {
-            Ok(path) => offer(&path),
-            Err(why) => Offer::refused(Source::bare(kind), why),
-        }
     }
 
     fn trigger(&self, kind: Kind, path: &Path) -> Offer<'_> {
@@ -191,40 +189,34 @@ impl Field {
     }
 
     fn cgroup_events(&self) -> Offer<'_> {
-        let group = match self.limited(&self.unified) {
-            Ok(group) => group,
-            Err(why) => return Offer::refused(Source::bare(Kind::CgroupEvents), why),
-        };
-        // In a group above the own one only its own limit counts, not those of other groups below it.
-        let is_own = self.unified.as_ref().is_ok_and(|own| own.dir == group.dir);
-        let local = group.file("memory.events.local");
-        let path = if is_own || !self.machine.exists(&local) { group.file("memory.events") } else { local };
-        let file = path.clone();
-        Offer::new(Kind::CgroupEvents, &path, move || {
-            let psi = Gauge::new(&self.machine, &group.file("memory.pressure"), self.loud()).map(Scale::Psi);
-            let scale = psi.or_else(|_| Usage::group(&self.machine, group).map(Scale::Usage))?;
-            Events::open(&self.machine, &file, scale)
+        Offer::on(Kind::CgroupEvents, self.limited(&self.unified), |group| {
+            // In a group above the own one only its own limit counts, not those of other groups below it.
+            let is_own = self.unified.as_ref().is_ok_and(|own| own.dir == group.dir);
+            let local = group.file("memory.events.local");
+            let path =
+                if is_own || !self.machine.exists(&local) { group.file("memory.events") } else { local };
+            let file = path.clone();
+            Offer::new(Kind::CgroupEvents, &path, move || {
+                let psi = Gauge::new(&self.machine, &group.file("memory.pressure"), self.loud());
+                let usage = |_| Usage::group(&self.machine, group).map(Scale::Usage);
+                Events::open(&self.machine, &file, psi.map(Scale::Psi).or_else(usage)?)
+            })
         })
     }
 
     fn cgroup_level(&self) -> Offer<'_> {
-        match self.limited(&self.legacy) {
-            Ok(group) => {
-                let path = group.file("memory.pressure_level");
-                Offer::new(Kind::CgroupLevel, &path, move || Levels::open(&self.machine, &group))
-            }
-            Err(why) => Offer::refused(Source::bare(Kind::CgroupLevel), why),
-        }
+        Offer::on(Kind::CgroupLevel, self.limited(&self.legacy), |group| {
+            let path = group.file("memory.pressure_level");
+            Offer::new(Kind::CgroupLevel, &path, move || Levels::open(&self.machine, &group))
+        })
     }
 
     fn cgroup_usage(&self) -> Offer<'_> {
-        match self.limited(&self.unified).or_else(|_| self.limited(&self.legacy)) {
-            Ok(group) => {
-                let dir = group.dir.clone();
-                Offer::new(Kind::CgroupUsage, &dir, move || Usage::group(&self.machine, group))
-            }
-            Err(why) => Offer::refused(Source::bare(Kind::CgroupUsage), why),
-        }
+        let limited = self.limited(&self.unified).or_else(|_| self.limited(&self.legacy));
+        Offer::on(Kind::CgroupUsage, limited, |group| {
+            let dir = group.dir.clone();
+            Offer::new(Kind::CgroupUsage, &dir, move || Usage::group(&self.machine, group))
+        })
     }
 
     fn host_available(&self) -> Offer<'_> {

@@ -55,6 +55,20 @@ fn open(fake: &FakeRoot, watch: &str, kind: Kind) -> Pressure {
     pressure
 }
 
+/// A machine whose tasks stalled so much, and a reader of its FIFO.
+fn on_fifo(avg10: &str) -> (FakeRoot, Pressure) {
+    let fake = machine();
+    fake.set("proc/pressure/memory", psi(avg10));
+    fifo(&fake);
+    let pressure = open(&fake, "/fifo", Kind::SystemdFifo);
+    (fake, pressure)
+}
+
+/// A reader that writes the trigger to what it watches.
+fn open_greeting(fake: &FakeRoot, watch: &str) -> Pressure {
+    Pressure::open(options(fake, watch).variable("MEMORY_PRESSURE_WRITE", WRITE)).unwrap()
+}
+
 fn expect(pressure: &Pressure, change: Change) {
     let event = pressure.wait(PATIENT).expect("an event");
     assert_eq!(event.change(), change, "{event}");
@@ -75,9 +89,7 @@ fn is_ready(pressure: &Pressure) -> bool {
 
 #[test]
 fn a_fifo_tells_again_and_again() {
-    let fake = machine();
-    fifo(&fake);
-    let pressure = open(&fake, "/fifo", Kind::SystemdFifo);
+    let (fake, pressure) = on_fifo("0.00");
     for _ in 0..3 {
         fake.set("proc/pressure/memory", psi("5.00"));
         note(&fake);
@@ -96,7 +108,7 @@ fn a_fifo_tells_again_and_again() {
 fn the_own_greeting_is_no_note() {
     let fake = machine();
     fifo(&fake);
-    let pressure = Pressure::open(options(&fake, "/fifo").variable("MEMORY_PRESSURE_WRITE", WRITE)).unwrap();
+    let pressure = open_greeting(&fake, "/fifo");
     let flags = OFlags::RDONLY | OFlags::NONBLOCK;
     let peek = rustix::fs::open(fake.path().join("fifo"), flags, Mode::empty()).unwrap();
     let end = Instant::now() + Duration::from_secs(60);
@@ -118,7 +130,7 @@ fn a_note_may_come_before_its_reader() {
     fifo(&fake);
     let _held = rustix::fs::open(fake.path().join("fifo"), OFlags::RDWR, Mode::empty()).unwrap();
     note(&fake);
-    let pressure = Pressure::open(options(&fake, "/fifo").variable("MEMORY_PRESSURE_WRITE", WRITE)).unwrap();
+    let pressure = open_greeting(&fake, "/fifo");
     expect(&pressure, Change::Onset);
 }
 
@@ -126,8 +138,7 @@ fn a_note_may_come_before_its_reader() {
 fn a_socket_is_greeted_and_heard() {
     let fake = machine();
     let listener = UnixListener::bind(fake.path().join("socket")).unwrap();
-    let pressure =
-        Pressure::open(options(&fake, "/socket").variable("MEMORY_PRESSURE_WRITE", WRITE)).unwrap();
+    let pressure = open_greeting(&fake, "/socket");
     assert_eq!(pressure.source().kind(), Kind::SystemdSocket);
     let (mut manager, _) = listener.accept().unwrap();
     let mut greeting = [0; WRITTEN.len()];
@@ -215,8 +226,7 @@ fn what_cannot_be_used_is_said_and_not_touched() {
     ] {
         // Arming a trigger wrote over it.
         fake.set("proc/pressure/memory", psi("0.00"));
-        let said = options(&fake, watch).variable("MEMORY_PRESSURE_WRITE", WRITE);
-        let pressure = Pressure::open(said).unwrap();
+        let pressure = open_greeting(&fake, watch);
         assert_eq!(pressure.source().kind(), Kind::HostTrigger, "{watch}");
         let said = pressure.passed_over().remove(0).to_string();
         assert!(said.contains(why) && said.contains(watch), "{said}");
@@ -253,10 +263,7 @@ fn a_psi_file_needs_a_trigger() {
 /// The reader's descriptor: readable exactly while there is something, also nested in an epoll set.
 #[test]
 fn the_descriptor_says_when_there_is_something() {
-    let fake = machine();
-    fake.set("proc/pressure/memory", psi("5.00"));
-    fifo(&fake);
-    let pressure = open(&fake, "/fifo", Kind::SystemdFifo);
+    let (fake, pressure) = on_fifo("5.00");
     let (inner, outer) =
         (epoll::create(epoll::CreateFlags::CLOEXEC), epoll::create(epoll::CreateFlags::CLOEXEC));
     let (inner, outer) = (inner.unwrap(), outer.unwrap());
@@ -277,10 +284,7 @@ fn the_descriptor_says_when_there_is_something() {
 
 #[test]
 fn readers_do_not_take_from_each_other() {
-    let fake = machine();
-    fake.set("proc/pressure/memory", psi("5.00"));
-    fifo(&fake);
-    let first = open(&fake, "/fifo", Kind::SystemdFifo);
+    let (fake, first) = on_fifo("5.00");
     let second = first.try_clone().unwrap();
     note(&fake);
     expect(&first, Change::Onset);
@@ -301,10 +305,7 @@ fn readers_do_not_take_from_each_other() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_task_is_woken() {
-    let fake = machine();
-    fake.set("proc/pressure/memory", psi("5.00"));
-    fifo(&fake);
-    let pressure = open(&fake, "/fifo", Kind::SystemdFifo);
+    let (fake, pressure) = on_fifo("5.00");
     // Given up again and again, as select! does.
     for _ in 0..3 {
         let nothing = tokio::time::timeout(Duration::from_millis(1), pressure.next()).await;
@@ -330,9 +331,7 @@ fn the_thread_may_drop_the_last_reader() {
             done.send(()).unwrap();
         }
     }
-    let fake = machine();
-    fifo(&fake);
-    let pressure = open(&fake, "/fifo", Kind::SystemdFifo);
+    let (fake, pressure) = on_fifo("0.00");
     let (send, receive) = channel();
     let task = Arc::new(Task(Mutex::new(None)));
     let waker = Waker::from(Arc::clone(&task));

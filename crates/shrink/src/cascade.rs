@@ -42,18 +42,15 @@ impl<'a> Cascade<'a> {
         }
     }
 
-    /// Offers many buffers, which the report knows by their numbers.
+    /// Offers many buffers, which the report knows by their numbers. Those that earlier slices took are made again to be
+    /// passed over, so what is dear to know of one is better asked when the policy asks.
     pub fn sites<S: Site>(&mut self, sites: impl IntoIterator<Item = S>) {
-        let taken = self.pass();
-        for (index, mut site) in sites.into_iter().enumerate().skip(taken) {
-            if self.walk.over() {
-                return;
+        self.each(sites.into_iter().enumerate(), |cascade, (index, mut site)| {
+            if cascade.step() {
+                let link = Link { up: Some(cascade.link), step: Step::Index(index) };
+                cascade.walk.offer(&mut site, &link, cascade.tuning);
             }
-            if self.step() {
-                let link = Link { up: Some(self.link), step: Step::Index(index) };
-                self.walk.offer(&mut site, &link, self.tuning);
-            }
-        }
+        });
     }
 
     /// Descends into a part that has no name of its own.
@@ -81,29 +78,19 @@ impl<'a> Cascade<'a> {
 
     /// Descends into each element of a sequence.
     pub fn elements<'e, T: Shrink + 'e>(&mut self, elements: impl IntoIterator<Item = &'e mut T>) {
-        if T::is_flat() {
-            return;
-        }
-        let taken = self.pass();
-        for (index, element) in elements.into_iter().enumerate().skip(taken) {
-            if self.walk.over() {
-                return;
-            }
-            self.child(Step::Index(index), Tuning::NONE, |cascade| element.shrink(cascade));
+        if !T::is_flat() {
+            self.each(elements.into_iter().enumerate(), |cascade, (index, element)| {
+                cascade.child(Step::Index(index), Tuning::NONE, |cascade| element.shrink(cascade));
+            });
         }
     }
 
     /// Descends into each element of a sequence that others hold, too.
     pub fn elements_shared<'e, T: ShrinkShared + 'e>(&mut self, elements: impl IntoIterator<Item = &'e T>) {
-        if T::is_flat_shared() {
-            return;
-        }
-        let taken = self.pass();
-        for (index, element) in elements.into_iter().enumerate().skip(taken) {
-            if self.walk.over() {
-                return;
-            }
-            self.child(Step::Index(index), Tuning::NONE, |cascade| element.shrink_shared(cascade));
+        if !T::is_flat_shared() {
+            self.each(elements.into_iter().enumerate(), |cascade, (index, element)| {
+                cascade.child(Step::Index(index), Tuning::NONE, |cascade| element.shrink_shared(cascade));
+            });
         }
     }
 
@@ -113,16 +100,11 @@ impl<'a> Cascade<'a> {
         K: Debug + 'e,
         V: Shrink + 'e,
     {
-        if V::is_flat() {
-            return;
-        }
-        let taken = self.pass();
-        self.walk.passed(taken);
-        for (key, value) in entries.into_iter().skip(taken) {
-            if self.walk.over() {
-                return;
-            }
-            self.child(Step::Key(&key), Tuning::NONE, |cascade| value.shrink(cascade));
+        if !V::is_flat() {
+            self.walk.passed(self.taken());
+            self.each(entries.into_iter(), |cascade, (key, value)| {
+                cascade.child(Step::Key(key), Tuning::NONE, |cascade| value.shrink(cascade));
+            });
         }
     }
 
@@ -132,16 +114,11 @@ impl<'a> Cascade<'a> {
         K: Debug + 'e,
         V: ShrinkShared + 'e,
     {
-        if V::is_flat_shared() {
-            return;
-        }
-        let taken = self.pass();
-        self.walk.passed(taken);
-        for (key, value) in entries.into_iter().skip(taken) {
-            if self.walk.over() {
-                return;
-            }
-            self.child(Step::Key(&key), Tuning::NONE, |cascade| value.shrink_shared(cascade));
+        if !V::is_flat_shared() {
+            self.walk.passed(self.taken());
+            self.each(entries.into_iter(), |cascade, (key, value)| {
+                cascade.child(Step::Key(key), Tuning::NONE, |cascade| value.shrink_shared(cascade));
+            });
         }
     }
 
@@ -150,11 +127,21 @@ impl<'a> Cascade<'a> {
         self.walk.busy();
     }
 
-    /// Passes over the elements that earlier slices took.
-    fn pass(&mut self) -> usize {
-        let taken = self.walk.taken(self.depth, self.next);
+    /// How many of the coming steps earlier slices took.
+    fn taken(&self) -> usize {
+        self.walk.taken(self.depth, self.next)
+    }
+
+    /// Takes each item that no earlier slice took, until the slice is over.
+    fn each<T>(&mut self, items: impl Iterator<Item = T>, take: impl Fn(&mut Self, T)) {
+        let taken = self.taken();
         self.next += taken;
-        taken
+        for item in items.skip(taken) {
+            if self.walk.over() {
+                return;
+            }
+            take(self, item);
+        }
     }
 
     fn step(&mut self) -> bool {

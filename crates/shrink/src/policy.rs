@@ -23,6 +23,9 @@ pub struct Policy {
     pub(crate) may_abort: bool,
 }
 
+/// How many times its time a slice counts for at most: more than a buffer of 4 MiB that is copied at its end takes.
+const HELD_UP: u32 = 16;
+
 impl Default for Policy {
     fn default() -> Policy {
         Policy {
@@ -131,8 +134,11 @@ impl Policy {
         self
     }
 
-    /// How long an owner is left alone after a slice that took so long.
+    /// How long an owner is left alone after a slice that took so long. One that took many times what it may was held up,
+    /// by the kernel most likely: in a cgroup above its memory.high a single page fault takes up to 2 s
+    /// (`mem_cgroup_handle_over_high`), after which the rest would wait for 23 s while memory is short.
     pub(crate) fn pause(&self, slice: Duration) -> Duration {
+        let slice = slice.min(self.slice.saturating_mul(HELD_UP));
         // A cast saturates, and NaN, which passes `clamp`, becomes 0.
         Duration::from_nanos((slice.as_nanos() as f64 * (1.0 / self.duty - 1.0)) as u64)
     }
@@ -235,6 +241,9 @@ mod tests {
         let pause = |duty| Policy::new().duty(duty).pause(Duration::from_micros(500)).as_micros();
         assert_eq!([pause(0.1), pause(0.5), pause(1.0), pause(9.0), pause(0.0)], [4500, 500, 0, 0, 499_500]);
         assert_eq!(pause(f64::NAN), 0);
+        let held_up = Policy::new().duty(0.5).pause(Duration::from_secs(2));
+        assert_eq!(held_up, Duration::from_millis(8));
+        assert_eq!(Policy::everything().duty(0.5).pause(Duration::from_secs(2)), Duration::from_secs(2));
     }
 
     proptest! {

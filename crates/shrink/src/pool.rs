@@ -167,8 +167,7 @@ impl<T> Inner<T> {
     }
 
     /// A place is free again. The object comes back if its user did not panic and it could be reset.
-    fn put_back(&self, value: Option<T>) {
-        let mut value = value;
+    fn put_back(&self, mut value: Option<T>) {
         let mut ready = None;
         let mut broken = value.is_some() && std::thread::panicking();
         if let Some(object) = &mut value
@@ -211,29 +210,28 @@ pub struct Guard<T> {
 impl<T> Guard<T> {
     /// Takes the object out for good; the pool may make another one in its place.
     pub fn detach(mut self) -> T {
-        match self.value.take() {
-            Some(value) => value,
-            None => unreachable!("a guard that was handed out has an object"),
-        }
+        handed_out(self.value.take())
+    }
+}
+
+/// What a guard has whenever somebody else sees it.
+fn handed_out<V>(value: Option<V>) -> V {
+    match value {
+        Some(value) => value,
+        None => unreachable!("a guard that was handed out has an object"),
     }
 }
 
 impl<T> Deref for Guard<T> {
     type Target = T;
     fn deref(&self) -> &T {
-        match &self.value {
-            Some(value) => value,
-            None => unreachable!("a guard that was handed out has an object"),
-        }
+        handed_out(self.value.as_ref())
     }
 }
 
 impl<T> DerefMut for Guard<T> {
     fn deref_mut(&mut self) -> &mut T {
-        match &mut self.value {
-            Some(value) => value,
-            None => unreachable!("a guard that was handed out has an object"),
-        }
+        handed_out(self.value.as_mut())
     }
 }
 
@@ -276,14 +274,7 @@ impl<T> Site for Spare<'_, T> {
     }
     fn fit(&mut self, room: usize) -> Result<(), Refused> {
         for _ in 0..self.idle {
-            let dropped = {
-                let mut state = self.inner.lock();
-                if state.out + state.idle.len() <= room.max(self.inner.keep) {
-                    None
-                } else {
-                    state.drop_oldest()
-                }
-            };
+            let dropped = self.inner.lock().drop_oldest(room.max(self.inner.keep));
             let Some(dropped) = dropped else { break };
             self.idle -= 1;
             self.idle_bytes = self.idle_bytes - dropped.bytes;

@@ -8,15 +8,12 @@ mod text;
 mod wrappers;
 
 #[allow(unused_imports, reason = "shared with the features' modules, none of which may be there")]
-pub(crate) use {
-    hash::table, hash::table_bytes, lists::slack_of, locks::lock, plain::flat, plain::flat_shared,
-};
+pub(crate) use {hash::keyed, hash::table, hash::table_bytes, locks::lock, plain::flat, plain::flat_shared};
 
-use crate::{Bytes, DEEPEST};
+use crate::{Bytes, DEEPEST, Shrink, ShrinkShared};
 use std::cell::Cell;
 
-/// How many elements of one collection [`Shrink::slack`](crate::Shrink::slack) looks at; the rest is taken to be
-/// like them.
+/// How many elements of one collection [`Shrink::slack`] looks at; the rest is taken to be like them.
 pub const SAMPLE: usize = 32;
 
 thread_local! {
@@ -46,7 +43,21 @@ pub(crate) fn sampled<T>(len: usize, few: impl Iterator<Item = T>, slack: impl F
     if len <= SAMPLE { sum } else { Bytes((sum.0 as f64 * (len as f64 / SAMPLE as f64)) as usize) }
 }
 
-/// How far apart to take samples from so many elements, where stepping costs nothing.
-pub(crate) fn stride(len: usize) -> usize {
-    (len / SAMPLE).max(1)
+/// The same for elements that are [`Shrink`]; those of a flat type are not looked at.
+pub(crate) fn slack_of<'a, T: Shrink + 'a>(len: usize, few: impl Iterator<Item = &'a T>) -> Bytes {
+    if T::is_flat() { Bytes::ZERO } else { sampled(len, few, T::slack) }
+}
+
+/// The same for elements that others hold, too.
+pub(crate) fn slack_of_shared<'a, T: ShrinkShared + 'a>(
+    len: usize,
+    few: impl Iterator<Item = &'a T>,
+) -> Bytes {
+    if T::is_flat_shared() { Bytes::ZERO } else { sampled(len, few, T::slack_shared) }
+}
+
+/// A few, evenly from all: only of what leaps, as a slice's iterator does; through a tree or table each step is taken.
+pub(crate) fn spread<T>(all: impl ExactSizeIterator<Item = T>) -> impl Iterator<Item = T> {
+    let step = (all.len() / SAMPLE).max(1);
+    all.step_by(step)
 }

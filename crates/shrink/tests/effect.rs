@@ -220,8 +220,7 @@ fn a_table_that_was_full_is_seen() {
     let mut own: hashbrown::HashMap<u64, u64> = hashbrown::HashMap::with_capacity(7168);
     (0..7168).for_each(|n| _ = own.insert(n, n));
     own.retain(|n, _| *n < 2500);
-    let seen = own.capacity();
-    let (_, before) = (seen, live());
+    let (seen, before) = (own.capacity(), live());
     let report = shrink_now(&mut own, &policy());
     let returned = report.returned.0 as isize;
     drop(report);

@@ -2,7 +2,9 @@
 //! use stays, and contents stay whatever the mapping.
 #![allow(unsafe_code, clippy::unwrap_used)]
 
-use ebbtide_shrink::{Bytes, Job, Mapped, Policy, Shrink, shrink_now, shrink_shared_now};
+use ebbtide_shrink::{
+    Bytes, Job, Mapped, Policy, SAMPLE, Shrink, ShrinkShared, shrink_now, shrink_shared_now,
+};
 use memmap2::{Mmap, MmapMut, MmapOptions};
 use std::fs::File;
 use std::io::Write;
@@ -123,6 +125,28 @@ fn written_pages_are_kept() {
     println!("RSS of modified pages fell by {}", Bytes(before.saturating_sub(rss_file())));
     assert!(before.saturating_sub(rss_file()) >= CHUNKS * CHUNK / 10 * 9);
     assert!(mapped.read(0..CHUNKS * CHUNK).unwrap().iter().all(|byte| *byte == 9));
+}
+
+/// Reads by this thread so far, by /proc/thread-self/io; none where the kernel does not count them.
+fn reads() -> Option<usize> {
+    let io = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+    io.lines().find_map(|line| line.strip_prefix("syscr: "))?.parse().ok()
+}
+
+#[test]
+fn a_slice_looks_at_no_chunk_that_an_earlier_one_took() {
+    const MANY: usize = 256;
+    let mapped = Mapped::new(MmapMut::map_anon(MANY * CHUNK).unwrap());
+    assert!(mapped.read(0..MANY * CHUNK).is_some());
+    let (Some(start), slack, Some(measured)) = (reads(), mapped.slack_shared(), reads()) else {
+        println!("skipped: no count of reads in /proc/thread-self/io");
+        return;
+    };
+    let report = shrink_shared_now(&mapped, &Policy::new().slice(Duration::ZERO));
+    let end = reads().unwrap();
+    println!("{} reads for slack(), {} for {} slices", measured - start, end - measured, report.slices);
+    assert_eq!((slack, report.returned, report.sites), (Bytes::ZERO, Bytes::ZERO, MANY));
+    assert!(measured - start <= SAMPLE + 10 && end - measured <= MANY + 10);
 }
 
 #[test]

@@ -8,7 +8,7 @@ mod bell;
 mod tidy;
 
 mod sync {
-    pub(crate) use shuttle::sync::atomic::{AtomicU64, Ordering};
+    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     pub(crate) use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
     pub(crate) use std::sync::PoisonError;
 
@@ -29,17 +29,34 @@ use bell::{Bell, Sleeper};
 use shuttle::sync::Arc;
 use shuttle::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use shuttle::{future, thread};
-use std::task::Poll;
+use std::task::{Poll, Wake, Waker};
 use std::time::Duration;
 use tidy::Tidy;
 
 const RUNS: usize = 2000;
 
-/// What a member does until the bell rings: registers, looks again, sleeps.
-async fn flagged(bell: &Bell, sleeper: &Arc<Sleeper>, seen: u64) {
+/// By both of shuttle's schedulers: at random, and by priorities that change at up to three places.
+fn check(test: fn(), runs: usize) {
+    shuttle::check_random(test, runs);
+    shuttle::check_pct(test, runs, 3);
+}
+
+/// A waker that is no other's like.
+struct Own(Waker);
+
+impl Wake for Own {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.wake_by_ref();
+    }
+}
+
+/// What a member does until the bell rings: registers, looks again, sleeps. Each time as another task.
+async fn flagged(bell: &Bell, sleeper: &mut Sleeper, seen: u64) {
+    let mut waker = None;
     std::future::poll_fn(|context| {
         if bell.rung() == seen {
-            bell.sleep(sleeper, context.waker());
+            let own = || std::sync::Arc::new(Own(context.waker().clone())).into();
+            bell.sleep(sleeper, waker.get_or_insert_with(own));
             if bell.rung() == seen {
                 return Poll::Pending;
             }
@@ -49,33 +66,59 @@ async fn flagged(bell: &Bell, sleeper: &Arc<Sleeper>, seen: u64) {
     .await;
 }
 
+/// A thread that sleeps until it has seen two rings. Coalesced: it may wake once for both.
+fn sleeper(bell: &Arc<Bell>) -> thread::JoinHandle<()> {
+    let bell = Arc::clone(bell);
+    thread::spawn(move || {
+        let mut sleeper = Sleeper::default();
+        let mut seen = 0;
+        while seen < 2 {
+            future::block_on(flagged(&bell, &mut sleeper, seen));
+            seen = bell.rung();
+        }
+    })
+}
+
+fn ring(bell: &Bell, times: usize) {
+    for _ in 0..times {
+        bell.ring();
+        bell.wake(|| {});
+    }
+}
+
+fn ringer(bell: &Arc<Bell>, times: usize) -> thread::JoinHandle<()> {
+    let bell = Arc::clone(bell);
+    thread::spawn(move || ring(&bell, times))
+}
+
 /// A ring that came while a sleeper registered would be lost for ever: shuttle says "deadlock" then.
 #[test]
 fn no_ring_is_slept_through() {
     let test = || {
         let bell = Arc::new(Bell::default());
-        let sleepers: Vec<_> = (0..2)
-            .map(|_| {
-                let bell = Arc::clone(&bell);
-                thread::spawn(move || {
-                    let sleeper = Arc::new(Sleeper::default());
-                    let mut seen = 0;
-                    // Coalesced: it may wake once for both rings.
-                    while seen < 2 {
-                        future::block_on(flagged(&bell, &sleeper, seen));
-                        seen = bell.rung();
-                    }
-                })
-            })
-            .collect();
-        for _ in 0..2 {
-            bell.ring();
-            bell.wake(|| {});
-        }
+        let sleepers = [sleeper(&bell), sleeper(&bell)];
+        ring(&bell, 2);
         sleepers.into_iter().for_each(|sleeper| sleeper.join().expect("woke up"));
     };
-    shuttle::check_random(test, RUNS);
-    shuttle::check_pct(test, RUNS, 3);
+    check(test, RUNS);
+}
+
+/// Who waits again, as another task, before it was woken for the last ring, is woken for the next.
+#[test]
+fn a_late_wake_does_not_hide_a_sleeper_from_the_next_ring() {
+    let test = || {
+        let (bell, mut sleeper) = (Arc::new(Bell::default()), Sleeper::default());
+        bell.sleep(&mut sleeper, Waker::noop());
+        bell.ring();
+        let late = {
+            let bell = Arc::clone(&bell);
+            thread::spawn(move || bell.wake(|| {}))
+        };
+        let next = ringer(&bell, 1);
+        future::block_on(flagged(&bell, &mut sleeper, 1));
+        [late, next].into_iter().for_each(|ringer| ringer.join().expect("rang"));
+    };
+    check(test, 5 * RUNS);
 }
 
 /// Sleepers that are gone, and new ones while it rings.
@@ -83,18 +126,10 @@ fn no_ring_is_slept_through() {
 fn sleepers_come_and_go_while_it_rings() {
     let test = || {
         let bell = Arc::new(Bell::default());
-        let ringer = {
-            let bell = Arc::clone(&bell);
-            thread::spawn(move || {
-                for _ in 0..3 {
-                    bell.ring();
-                    bell.wake(|| {});
-                }
-            })
-        };
+        let ringer = ringer(&bell, 3);
         for _ in 0..3 {
-            let sleeper = Arc::new(Sleeper::default());
-            let mut given_up = Box::pin(flagged(&bell, &sleeper, bell.rung()));
+            let mut sleeper = Sleeper::default();
+            let mut given_up = Box::pin(flagged(&bell, &mut sleeper, bell.rung()));
             future::block_on(std::future::poll_fn(|context| {
                 _ = given_up.as_mut().poll(context);
                 Poll::Ready(())
@@ -142,8 +177,7 @@ fn after_the_last_cascade_the_allocator_is_asked() {
         // Every one has ended, so the last asking came after all of them had begun.
         assert!(shared.2.load(Ordering::SeqCst) > before.into_iter().max().expect("three"));
     };
-    shuttle::check_random(test, RUNS);
-    shuttle::check_pct(test, RUNS, 3);
+    check(test, RUNS);
 }
 
 /// With a keeper, it is the one who wakes.
@@ -156,17 +190,7 @@ fn the_keeper_wakes_every_sleeper() {
             let (bell, tidy) = (Arc::clone(&bell), Arc::clone(&tidy));
             thread::spawn(move || tidy.keep(|| bell.wake(thread::yield_now), || {}))
         };
-        let sleeper = {
-            let bell = Arc::clone(&bell);
-            thread::spawn(move || {
-                let sleeper = Arc::new(Sleeper::default());
-                let mut seen = 0;
-                while seen < 2 {
-                    future::block_on(flagged(&bell, &sleeper, seen));
-                    seen = bell.rung();
-                }
-            })
-        };
+        let sleeper = sleeper(&bell);
         for _ in 0..2 {
             bell.ring();
             assert!(tidy.rang());
@@ -175,8 +199,7 @@ fn the_keeper_wakes_every_sleeper() {
         tidy.close();
         keeper.join().expect("went");
     };
-    shuttle::check_random(test, RUNS);
-    shuttle::check_pct(test, RUNS, 3);
+    check(test, RUNS);
 }
 
 /// With a keeper: it asks after the last end, and goes when the registry does.

@@ -272,6 +272,31 @@ fn what_is_not_acknowledged_comes_back() {
     assert_eq!(client.info("ready"), 0);
 }
 
+/// What a connection owns is shrunk by its own task, or not, as it was set when the connection came.
+#[test]
+fn connections_shrink_if_it_is_set() {
+    let server = Server::start(&[]);
+    let mut control = server.client();
+    let mut client = |setting| {
+        assert_eq!(control.call(&format!("CONFIG SET shrink {setting}")), Simple("OK".into()));
+        let mut client = server.client();
+        assert_eq!(client.call("PING"), Simple("PONG".into()));
+        client
+    };
+    let (mut without, mut with) = (client("off"), client("on"));
+    server.press();
+    until("cascades", || control.info("cascades") >= 3);
+    // Each polls between two requests.
+    for _ in 0..2 {
+        assert_eq!(without.call("PING"), Simple("PONG".into()));
+        assert_eq!(with.call("PING"), Simple("PONG".into()));
+    }
+    // The server's, that of `control` and that of `with`.
+    assert_eq!(control.info("cascades"), 3);
+    assert!(matches!(control.call("CONFIG SET shrink maybe"), Error(_)));
+    assert!(matches!(Server::start(&["--shrink", "off"]).client().call("CONFIG SET shrink on"), Error(_)));
+}
+
 #[test]
 fn who_waits_is_served_in_turn() {
     let server = Server::start(&[]);

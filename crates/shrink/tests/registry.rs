@@ -1,7 +1,7 @@
 //! Owners and the bell, with real threads and tasks.
 #![allow(clippy::unwrap_used)]
 
-use ebbtide_shrink::{Bytes, Member, Policy, Registry, Turn};
+use ebbtide_shrink::{Bytes, Member, Policy, Registry, Report, Turn};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -9,6 +9,25 @@ use std::time::Duration;
 
 fn quiet() -> Registry {
     Registry::with_allocator(Policy::new().rest(Duration::ZERO), || {})
+}
+
+/// A registry, and how often it has asked the allocator.
+fn counted(policy: Policy) -> (Registry, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let asks = Arc::clone(&asked);
+    (Registry::with_allocator(policy, move || _ = asks.fetch_add(1, Ordering::Relaxed)), asked)
+}
+
+/// The cascades that end before there is nothing left to do.
+fn all_done(mut poll: impl FnMut() -> Turn) -> Vec<Report> {
+    let mut done = Vec::new();
+    loop {
+        match poll() {
+            Turn::Quiet => return done,
+            Turn::More => {}
+            Turn::Done(report) => done.push(report),
+        }
+    }
 }
 
 /// Polls until the cascade is done, and says what came back; `None` if there was nothing to do.
@@ -49,15 +68,7 @@ fn an_onset_in_the_middle_of_a_cascade_is_served_after_it() {
     registry.flag();
     assert!(member.poll(&mut lists).is_more());
     registry.flag();
-    let mut done = 0;
-    loop {
-        match member.poll(&mut lists) {
-            Turn::Quiet => break,
-            Turn::More => {}
-            Turn::Done(_) => done += 1,
-        }
-    }
-    assert_eq!(done, 2);
+    assert_eq!(all_done(|| member.poll(&mut lists)).len(), 2);
 }
 
 #[test]
@@ -75,10 +86,7 @@ fn what_grows_again_at_once_rests() {
 
 #[test]
 fn an_owner_that_goes_is_no_loss() {
-    let asked = Arc::new(AtomicUsize::new(0));
-    let asks = Arc::clone(&asked);
-    let policy = Policy::new().slice(Duration::ZERO);
-    let registry = Registry::with_allocator(policy, move || _ = asks.fetch_add(1, Ordering::Relaxed));
+    let (registry, asked) = counted(Policy::new().slice(Duration::ZERO));
     let mut member = registry.member("lists");
     registry.flag();
     let mut lists: Vec<Vec<u8>> = (0..3).map(|_| Vec::with_capacity(5000)).collect();
@@ -108,14 +116,7 @@ fn shared_values_take_turns_and_are_forgotten_with_their_last_arc() {
     drop(gone);
     assert!(matches!(registry.poll(), Turn::Quiet));
     registry.flag();
-    let mut done = Vec::new();
-    loop {
-        match registry.poll() {
-            Turn::Quiet => break,
-            Turn::More => {}
-            Turn::Done(report) => done.push(report.returned.0),
-        }
-    }
+    let done: Vec<usize> = all_done(|| registry.poll()).iter().map(|report| report.returned.0).collect();
     // The same number of steps for each, so that they end in the order of their turns: the most slack first.
     let of = |at: usize| sizes[at] * 20;
     assert!(done.len() == 3 && done[0] >= of(1) && done[1] >= of(2) && done[2] >= of(0), "{done:?}");
@@ -149,8 +150,7 @@ fn many_threads_poll_what_is_shared_and_one_is_at_it() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    let totals = registry.totals();
-    assert_eq!(totals.cascades, 20);
+    assert_eq!(registry.totals().cascades, 20);
 }
 
 #[test]
@@ -176,10 +176,7 @@ fn the_keeper_asks_the_allocator_and_goes_with_the_registry() {
 #[test]
 fn the_allocator_is_asked_once_for_many() {
     for keeper in [false, true] {
-        let asked = Arc::new(AtomicUsize::new(0));
-        let asks = Arc::clone(&asked);
-        let registry =
-            Registry::with_allocator(Policy::new(), move || _ = asks.fetch_add(1, Ordering::Relaxed));
+        let (registry, asked) = counted(Policy::new());
         if keeper {
             registry.keeper().unwrap();
         }
@@ -208,9 +205,7 @@ fn a_panic_in_a_value_costs_a_turn() {
             assert!(!self.0.load(Ordering::Relaxed), "on purpose");
         }
     }
-    let asked = Arc::new(AtomicUsize::new(0));
-    let asks = Arc::clone(&asked);
-    let registry = Registry::with_allocator(Policy::new(), move || _ = asks.fetch_add(1, Ordering::Relaxed));
+    let (registry, asked) = counted(Policy::new());
     let value = Arc::new(Touchy(AtomicBool::new(true)));
     registry.share("touchy", &value);
     registry.flag();
@@ -222,11 +217,7 @@ fn a_panic_in_a_value_costs_a_turn() {
 
 #[test]
 fn without_a_keeper_the_last_owner_asks() {
-    let asked = Arc::new(AtomicUsize::new(0));
-    let asks = Arc::clone(&asked);
-    let registry = Registry::with_allocator(Policy::new().slice(Duration::ZERO), move || {
-        _ = asks.fetch_add(1, Ordering::Relaxed)
-    });
+    let (registry, asked) = counted(Policy::new().slice(Duration::ZERO));
     let (mut a, mut b) = (registry.member("a"), registry.member("b"));
     let (mut first, mut second) = (vec![0_u8; 10], vec![0_u8; 10]);
     first.reserve(5000);
@@ -357,7 +348,7 @@ fn handles_can_be_sent() {
     send::<ebbtide_shrink::Job>();
     send::<ebbtide_shrink::pool::Get<'_, Vec<u8>>>();
     send_and_sync::<Registry>();
-    send_and_sync::<ebbtide_shrink::Report>();
+    send_and_sync::<Report>();
     send_and_sync::<ebbtide_shrink::Pool<std::cell::Cell<u8>>>();
     send_and_sync::<ebbtide_shrink::Mapped<memmap2::Mmap>>();
 }

@@ -1,9 +1,11 @@
 //! The commands. Queues are made by the first push, and stay until they are deleted.
 //!
 //! Beyond Redis': `RESERVE key [count]` delivers from the right end, as an array of tag and message in turn; `ACK tag ...`
-//! and `NACK tag ...` say how many deliveries of this client are done, or back in their queue; `METRICS`.
+//! and `NACK tag ...` say how many deliveries of this client are done, or back in their queue; `METRICS`; `CONFIG SET
+//! shrink on|off` says whether connections that come after it shrink what they own.
 
 use crate::info;
+use crate::options::Mode;
 use crate::queue::{End, Queue};
 use crate::resp::{self, number};
 use crate::session::{Blocked, Next, Session};
@@ -83,6 +85,7 @@ pub(crate) fn run(session: &mut Session, args: Args<'_>, out: &mut Vec<u8>) -> N
         }
         (b"DEL" | b"UNLINK", 2..) => delete(session, args, out),
         (b"SELECT", 2) => select(session, args, out),
+        (b"CONFIG", 4) if args.get(1).eq_ignore_ascii_case(b"SET") => set(session, args, out),
         _ => about(session, name, args, out),
     };
     if let Err(text) = result {
@@ -117,6 +120,19 @@ fn about(session: &Session, name: &[u8], args: Args<'_>, out: &mut Vec<u8>) -> R
             refuse(args.get(0), out);
         }
     }
+    Ok(())
+}
+
+fn set(session: &Session, args: Args<'_>, out: &mut Vec<u8>) -> Result<(), &'static str> {
+    let server = &session.server;
+    let on = match (args.get(2), args.get(3)) {
+        (b"shrink", b"on") if server.options.shrink == Mode::On => true,
+        (b"shrink", b"off") => false,
+        (b"shrink", b"on") => return Err("ERR this server was not started with --shrink on"),
+        _ => return Err(SYNTAX),
+    };
+    server.members.store(on, Ordering::Relaxed);
+    resp::simple(out, "OK");
     Ok(())
 }
 

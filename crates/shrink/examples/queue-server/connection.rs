@@ -65,7 +65,7 @@ enum Event {
 
 /// Serves a client until it goes, breaks the protocol, or does not go on.
 pub(crate) async fn serve(server: Arc<Server>, socket: TcpStream) {
-    let member = server.polls().then(|| server.registry.member("connection"));
+    let member = server.members.load(Ordering::Relaxed).then(|| server.registry.member("connection"));
     let own = Own { session: Session::new(server), buffers: None };
     // Its errors are those of the socket: the client is gone.
     let _ = Connection { socket, member, own, charged: 0 }.run().await;

@@ -6,7 +6,7 @@ use crate::queue::Store;
 use crate::resp::{Limits, Parser};
 use crate::vhost::Vhost;
 use ebbtide_shrink::{Bytes, Policy, Pool, Registry, Shrink, ShrinkShared};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a buffer may have when it goes back to the pool: two reads.
@@ -22,6 +22,8 @@ pub(crate) struct Server {
     pub(crate) registry: Registry,
     #[shrink(skip)]
     pub(crate) options: Options,
+    /// Whether connections that come are members: `CONFIG SET shrink`.
+    pub(crate) members: AtomicBool,
     pub(crate) counts: Counts,
 }
 
@@ -72,6 +74,7 @@ impl Server {
             registry: Registry::with_allocator(Policy::default(), || {
                 ebbtide_malloc::trim();
             }),
+            members: AtomicBool::new(options.shrink == Mode::On),
             options,
             counts: Counts::default(),
         }
@@ -91,10 +94,5 @@ impl Server {
         } else {
             Limits { bulk: 4 << 10, args: 8, request: 16 << 10 }
         }
-    }
-
-    /// Whether owners poll.
-    pub(crate) fn polls(&self) -> bool {
-        self.options.shrink == Mode::On
     }
 }

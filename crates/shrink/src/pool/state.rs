@@ -161,14 +161,17 @@ impl<T> State<T> {
         Some(waiter.waker.clone())
     }
 
-    /// The longest idle one, if it has been for so long, and more than `keep` objects remain.
+    /// The longest idle one, to be dropped, if it has been for so long, and there are more than `keep` objects.
     pub(crate) fn expired(&mut self, now: Instant, idle: Duration, keep: usize) -> Option<Idle<T>> {
         let old = self.idle.front().is_some_and(|i| now.saturating_duration_since(i.since) >= idle);
-        if old && self.out + self.idle.len() > keep { self.drop_oldest() } else { None }
+        if old { self.drop_oldest(keep) } else { None }
     }
 
-    /// The longest idle one, to be dropped.
-    pub(crate) fn drop_oldest(&mut self) -> Option<Idle<T>> {
+    /// The longest idle one, to be dropped, if there are more than `keep` objects.
+    pub(crate) fn drop_oldest(&mut self, keep: usize) -> Option<Idle<T>> {
+        if self.out + self.idle.len() <= keep {
+            return None;
+        }
         let idle = self.idle.pop_front()?;
         self.idle_bytes = self.idle_bytes - idle.bytes;
         self.stats.dropped += 1;

@@ -7,7 +7,7 @@
 //! Invariants: who registers as a sleeper and then still sees the old count is woken after the next ring; nobody's
 //! waker runs under a lock of the bell.
 
-use crate::sync::{Arc, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, Weak};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, Weak};
 use std::task::Waker;
 
 /// Sleepers that are woken together.
@@ -16,20 +16,24 @@ const BATCH: usize = 64;
 #[derive(Default)]
 pub(crate) struct Bell {
     rung: AtomicU64,
-    asleep: Mutex<Vec<Weak<Sleeper>>>,
+    asleep: Mutex<Vec<Weak<Asleep>>>,
 }
 
-/// One task that waits for the bell.
+/// One task that waits for the bell: its own end.
 #[derive(Default)]
 pub(crate) struct Sleeper {
-    state: Mutex<Asleep>,
+    asleep: Arc<Asleep>,
+    /// What `asleep` has while it is listed. So who waits again, as in each turn of a `select!`, takes no lock and
+    /// writes nothing.
+    known: Option<Waker>,
 }
 
+/// The bell's end.
 #[derive(Default)]
 struct Asleep {
-    waker: Option<Waker>,
-    /// Whether the bell's list has it: then waiting again, as in each turn of a `select!`, takes its own lock only.
-    listed: bool,
+    /// Whether the bell's list has it.
+    listed: AtomicBool,
+    waker: Mutex<Option<Waker>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -57,35 +61,46 @@ impl Bell {
             if at > 0 {
                 between();
             }
-            batch.iter().filter_map(Weak::upgrade).for_each(|sleeper| sleeper.wake());
+            batch.iter().filter_map(Weak::upgrade).for_each(|asleep| asleep.wake());
         }
     }
 
     /// Has this sleeper woken at the next ring. The caller looks at [`rung`](Bell::rung) again afterwards: a ring
-    /// before this call came through the same locks, so it is seen then.
-    pub(crate) fn sleep(&self, sleeper: &Arc<Sleeper>, waker: &Waker) {
-        let mut state = lock(&sleeper.state);
-        if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            state.waker = Some(waker.clone());
+    /// before this call came through the same locks, so it is seen then. One that comes while nothing is to be done here
+    /// wakes the waker that is known.
+    pub(crate) fn sleep(&self, sleeper: &mut Sleeper, waker: &Waker) {
+        let Sleeper { asleep, known } = sleeper;
+        let same = known.as_ref().is_some_and(|known| known.will_wake(waker));
+        if same && asleep.listed.load(Ordering::Relaxed) {
+            return;
         }
-        if !state.listed {
-            state.listed = true;
-            let mut asleep = lock(&self.asleep);
-            if asleep.len() == asleep.capacity() {
+        if !same {
+            *known = Some(waker.clone());
+        }
+        let listed = {
+            let mut waker = lock(&asleep.waker);
+            waker.clone_from(known);
+            // Under the lock: who is listed has a waker.
+            asleep.listed.swap(true, Ordering::Relaxed)
+        };
+        if !listed {
+            let mut list = lock(&self.asleep);
+            if list.len() == list.capacity() {
                 // Those whose owners are gone are cleared out where the list would grow, which is rarely.
-                asleep.retain(|sleeper| sleeper.strong_count() > 0);
+                list.retain(|asleep| asleep.strong_count() > 0);
             }
-            asleep.push(Arc::downgrade(sleeper));
+            list.push(Arc::downgrade(asleep));
         }
     }
 }
 
-impl Sleeper {
+impl Asleep {
     fn wake(&self) {
-        let mut state = lock(&self.state);
-        state.listed = false;
-        let waker = state.waker.take();
-        drop(state);
+        let waker = {
+            let mut waker = lock(&self.waker);
+            self.listed.store(false, Ordering::Relaxed);
+            waker.take()
+        };
         if let Some(waker) = waker {
             waker.wake();
         }

@@ -48,7 +48,8 @@ pub struct Member {
     /// Not before then.
     next: Option<Instant>,
     history: History,
-    sleeper: Option<Arc<Sleeper>>,
+    /// Only who waits has one.
+    sleeper: Option<Sleeper>,
 }
 
 impl Member {
@@ -144,8 +145,7 @@ impl Future for Flagged<'_> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let member = &mut *self.0;
         if member.bell.rung() == member.seen {
-            let sleeper = member.sleeper.get_or_insert_default();
-            member.bell.sleep(sleeper, context.waker());
+            member.bell.sleep(member.sleeper.get_or_insert_default(), context.waker());
             if member.bell.rung() == member.seen {
                 return Poll::Pending;
             }

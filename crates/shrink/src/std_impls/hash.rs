@@ -9,11 +9,10 @@
 //! A hash function that panics loses the elements that were not moved yet, as in std's own `extend(drain())`; it has
 //! hashed each of them before.
 
-use crate::std_impls::sampled;
-use crate::{Bytes, Cascade, Shrink, ShrinkShared, Site};
+use crate::std_impls::slack_of_shared;
+use crate::{Bytes, Cascade, ShrinkShared};
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
-use std::hash::{BuildHasher, Hash};
 
 /// What hashbrown's table takes with room for so many elements of this size: buckets (a power of two, at most seven
 /// eighths full), a control byte for each, and 16 more (hashbrown 0.15 to 0.17 on x86_64 and aarch64).
@@ -62,37 +61,49 @@ macro_rules! table {
         }
     };
 }
-pub(crate) use table;
+
+/// Implements `Shrink` for a map and a set that are `Site`s, given some of the map's values to measure.
+macro_rules! keyed {
+    ($map:ident, $set:ident, $this:ident => $few:expr) => {
+        /// Keys cannot be changed, so only values are descended into. Needs `Debug` keys, for the report, and a hasher
+        /// that is `Clone`, for the smaller table: all the usual ones are.
+        impl<K, V, S> $crate::Shrink for $map<K, V, S>
+        where
+            K: Eq + std::hash::Hash + std::fmt::Debug,
+            V: $crate::Shrink,
+            S: std::hash::BuildHasher + Clone,
+        {
+            fn slack(&self) -> $crate::Bytes {
+                let $this = self;
+                $crate::Site::unused(self) + $crate::std_impls::slack_of(self.len(), $few)
+            }
+            fn shrink(&mut self, cascade: &mut $crate::Cascade<'_>) {
+                cascade.entries(self.iter_mut());
+                cascade.site(self);
+            }
+        }
+
+        impl<T: Eq + std::hash::Hash, S: std::hash::BuildHasher + Clone> $crate::Shrink for $set<T, S> {
+            fn slack(&self) -> $crate::Bytes {
+                $crate::Site::unused(self)
+            }
+            fn shrink(&mut self, cascade: &mut $crate::Cascade<'_>) {
+                cascade.site(self);
+            }
+        }
+    };
+}
+
+pub(crate) use {keyed, table};
 
 table!(HashMap<K, V>, "HashMap", K, (K, V), this => this.capacity());
 table!(HashSet<T>, "HashSet", T, T, this => this.capacity());
-
-/// Keys cannot be changed, so only values are descended into. Needs `Debug` keys, for the report, and a hasher that
-/// is `Clone`, for the smaller table: all the usual ones are.
-impl<K: Eq + Hash + Debug, V: Shrink, S: BuildHasher + Clone> Shrink for HashMap<K, V, S> {
-    fn slack(&self) -> Bytes {
-        let values = if V::is_flat() { Bytes::ZERO } else { sampled(self.len(), self.values(), V::slack) };
-        self.unused() + values
-    }
-    fn shrink(&mut self, cascade: &mut Cascade<'_>) {
-        cascade.entries(self.iter_mut());
-        cascade.site(self);
-    }
-}
-
-impl<T: Eq + Hash, S: BuildHasher + Clone> Shrink for HashSet<T, S> {
-    fn slack(&self) -> Bytes {
-        self.unused()
-    }
-    fn shrink(&mut self, cascade: &mut Cascade<'_>) {
-        cascade.site(self);
-    }
-}
+keyed!(HashMap, HashSet, this => this.values());
 
 /// A map of locks.
 impl<K: Debug, V: ShrinkShared, S> ShrinkShared for HashMap<K, V, S> {
     fn slack_shared(&self) -> Bytes {
-        if V::is_flat_shared() { Bytes::ZERO } else { sampled(self.len(), self.values(), V::slack_shared) }
+        slack_of_shared(self.len(), self.values())
     }
     fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
         cascade.entries_shared(self);

@@ -1,6 +1,6 @@
 //! `Vec`, `VecDeque`, `BinaryHeap`, slices, and what is made of nodes.
 
-use crate::std_impls::{sampled, stride};
+use crate::std_impls::{slack_of, slack_of_shared, spread};
 use crate::{Bytes, Cascade, Refused, Shrink, ShrinkShared, Site, Way, refit};
 use std::collections::{BTreeMap, BinaryHeap, LinkedList, VecDeque};
 use std::fmt::Debug;
@@ -50,7 +50,7 @@ macro_rules! list {
     ($type:ident) => {
         impl<T: Shrink> Shrink for $type<T> {
             fn slack(&self) -> Bytes {
-                self.unused() + slack_of(self.len(), self.iter())
+                self.unused() + slack_of(self.len(), spread(self.iter()))
             }
             fn shrink(&mut self, cascade: &mut Cascade<'_>) {
                 cascade.elements(self.iter_mut());
@@ -60,7 +60,7 @@ macro_rules! list {
 
         impl<T: ShrinkShared> ShrinkShared for $type<T> {
             fn slack_shared(&self) -> Bytes {
-                slack_of_shared(self.len(), self.iter())
+                slack_of_shared(self.len(), spread(self.iter()))
             }
             fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
                 cascade.elements_shared(self);
@@ -82,23 +82,9 @@ impl<T: Ord> Shrink for BinaryHeap<T> {
     }
 }
 
-pub(crate) fn slack_of<'a, T: Shrink + 'a>(len: usize, all: impl Iterator<Item = &'a T>) -> Bytes {
-    if T::is_flat() {
-        return Bytes::ZERO;
-    }
-    sampled(len, all.step_by(stride(len)), T::slack)
-}
-
-fn slack_of_shared<'a, T: ShrinkShared + 'a>(len: usize, all: impl Iterator<Item = &'a T>) -> Bytes {
-    if T::is_flat_shared() {
-        return Bytes::ZERO;
-    }
-    sampled(len, all.step_by(stride(len)), T::slack_shared)
-}
-
 impl<T: Shrink> Shrink for [T] {
     fn slack(&self) -> Bytes {
-        slack_of(self.len(), self.iter())
+        slack_of(self.len(), spread(self.iter()))
     }
     fn shrink(&mut self, cascade: &mut Cascade<'_>) {
         cascade.elements(self);
@@ -107,7 +93,7 @@ impl<T: Shrink> Shrink for [T] {
 
 impl<T: ShrinkShared> ShrinkShared for [T] {
     fn slack_shared(&self) -> Bytes {
-        slack_of_shared(self.len(), self.iter())
+        slack_of_shared(self.len(), spread(self.iter()))
     }
     fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
         cascade.elements_shared(self);
@@ -141,7 +127,7 @@ impl<T: ShrinkShared, const N: usize> ShrinkShared for [T; N] {
 /// Descends into the elements; each node is freed with its element.
 impl<T: Shrink> Shrink for LinkedList<T> {
     fn slack(&self) -> Bytes {
-        if T::is_flat() { Bytes::ZERO } else { sampled(self.len(), self.iter(), T::slack) }
+        slack_of(self.len(), self.iter())
     }
     fn shrink(&mut self, cascade: &mut Cascade<'_>) {
         cascade.elements(self.iter_mut());
@@ -153,7 +139,7 @@ impl<T: Shrink> Shrink for LinkedList<T> {
 /// by calls that abort where memory is refused.
 impl<K: Debug, V: Shrink> Shrink for BTreeMap<K, V> {
     fn slack(&self) -> Bytes {
-        if V::is_flat() { Bytes::ZERO } else { sampled(self.len(), self.values(), V::slack) }
+        slack_of(self.len(), self.values())
     }
     fn shrink(&mut self, cascade: &mut Cascade<'_>) {
         cascade.entries(self.iter_mut());
@@ -163,7 +149,7 @@ impl<K: Debug, V: Shrink> Shrink for BTreeMap<K, V> {
 /// A map of locks.
 impl<K: Debug, V: ShrinkShared> ShrinkShared for BTreeMap<K, V> {
     fn slack_shared(&self) -> Bytes {
-        if V::is_flat_shared() { Bytes::ZERO } else { sampled(self.len(), self.values(), V::slack_shared) }
+        slack_of_shared(self.len(), self.values())
     }
     fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
         cascade.entries_shared(self);

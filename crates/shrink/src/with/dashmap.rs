@@ -3,7 +3,7 @@
 //! Its own `shrink_to_fit` waits for each shard and aborts where memory is refused; so this goes through `raw-api` to
 //! the tables themselves (dashmap 6 on hashbrown 0.14).
 
-use crate::std_impls::{sampled, table_bytes};
+use crate::std_impls::{sampled, slack_of, table_bytes};
 use crate::{Bytes, Cascade, Refused, Shrink, ShrinkShared, Site};
 use dashmap::{DashMap, SharedValue};
 use hashbrown_14::raw::RawTable;
@@ -78,9 +78,7 @@ where
     S: BuildHasher,
 {
     fn shrink(&mut self, cascade: &mut Cascade<'_>) {
-        if !V::is_flat() {
-            cascade.entries(entries(self.table));
-        }
+        cascade.entries(entries(self.table));
         cascade.site(self);
     }
 }
@@ -90,8 +88,7 @@ impl<K: Eq + Hash + Debug, V: Shrink, S: BuildHasher + Clone> ShrinkShared for D
     fn slack_shared(&self) -> Bytes {
         let shard = |table: &Table<K, V>| {
             let bytes = |room| table_bytes(room, size_of::<(K, V)>());
-            let few = if V::is_flat() { Bytes::ZERO } else { sampled(table.len(), values(table), V::slack) };
-            bytes(table.capacity()) - bytes(table.len()) + few
+            bytes(table.capacity()) - bytes(table.len()) + slack_of(table.len(), values(table))
         };
         let shards = self.shards();
         sampled(shards.len(), shards.iter(), |lock| {

@@ -1,9 +1,8 @@
 //! `indexmap`: a list of entries and a table of their numbers, both made anew; the order stays.
 
-use crate::std_impls::{slack_of, table_bytes};
-use crate::{Bytes, Cascade, Refused, Shrink, Site};
+use crate::std_impls::{keyed, spread, table_bytes};
+use crate::{Bytes, Refused, Site};
 use indexmap::{IndexMap, IndexSet};
-use std::fmt::Debug;
 use std::hash::{BuildHasher, Hash};
 
 macro_rules! site {
@@ -41,23 +40,4 @@ macro_rules! site {
 
 site!(IndexMap<K, V>, "IndexMap", K);
 site!(IndexSet<T>, "IndexSet", T);
-
-/// Keys cannot be changed, so only values are descended into.
-impl<K: Eq + Hash + Debug, V: Shrink, S: BuildHasher + Clone> Shrink for IndexMap<K, V, S> {
-    fn slack(&self) -> Bytes {
-        self.unused() + slack_of(self.len(), self.values())
-    }
-    fn shrink(&mut self, cascade: &mut Cascade<'_>) {
-        cascade.entries(self.iter_mut());
-        cascade.site(self);
-    }
-}
-
-impl<T: Eq + Hash, S: BuildHasher + Clone> Shrink for IndexSet<T, S> {
-    fn slack(&self) -> Bytes {
-        self.unused()
-    }
-    fn shrink(&mut self, cascade: &mut Cascade<'_>) {
-        cascade.site(self);
-    }
-}
+keyed!(IndexMap, IndexSet, this => spread(this.values()));

@@ -3,7 +3,7 @@
 //! Its only way to do that, `shrink_to_fit`, aborts where memory is refused: it is used where the policy
 //! [allows that](crate::Policy::may_abort). An empty slab is replaced by a new one without.
 
-use crate::std_impls::sampled;
+use crate::std_impls::slack_of;
 use crate::{Bytes, Cascade, Refused, Shrink, Site, Way};
 use slab::Slab;
 
@@ -43,8 +43,7 @@ impl<T> Site for Slab<T> {
 impl<T: Shrink> Shrink for Slab<T> {
     fn slack(&self) -> Bytes {
         let values = self.iter().map(|(_, value)| value);
-        let values = if T::is_flat() { Bytes::ZERO } else { sampled(self.len(), values, T::slack) };
-        self.bytes(self.capacity() - self.len()) + values
+        self.bytes(self.capacity() - self.len()) + slack_of(self.len(), values)
     }
     fn shrink(&mut self, cascade: &mut Cascade<'_>) {
         cascade.elements(self.iter_mut().map(|(_, value)| value));

@@ -1,6 +1,6 @@
 //! `smallvec`: what has spilled to the heap is cut in place, or comes back inside when it fits.
 
-use crate::std_impls::slack_of;
+use crate::std_impls::{slack_of, spread};
 use crate::{Bytes, Cascade, Refused, Shrink, Site, Way};
 use smallvec::{Array, SmallVec};
 
@@ -28,7 +28,7 @@ impl<A: Array> Site for SmallVec<A> {
 
 impl<A: Array<Item: Shrink>> Shrink for SmallVec<A> {
     fn slack(&self) -> Bytes {
-        self.unused() + slack_of(self.len(), self.iter())
+        self.unused() + slack_of(self.len(), spread(self.iter()))
     }
     fn shrink(&mut self, cascade: &mut Cascade<'_>) {
         cascade.elements(self.iter_mut());
