@@ -1,7 +1,7 @@
 //! `cargo xtask bench NAME`: builds what is measured, provides the peers, and starts ebbtide-benches.
 
 use crate::deps;
-use crate::workspace::{build_release, cargo, run as run_command, target_dir, which};
+use crate::workspace::{build_queue_server, build_release, run as run_command, target_dir, which};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -77,13 +77,9 @@ fn beside_ebb(name: &str, options: &[String]) -> Result<ExitCode> {
 
 fn queue(options: &[String]) -> Result<ExitCode> {
     deps::provide(&[deps::BENCH])?;
-    let release = build_release(&["ebbtide-benches", "ebbtide-malloc-preload"])?;
-    let example =
-        ["build", "--quiet", "--release", "--package", "ebbtide-shrink", "--example", "queue-server"];
-    run_command(cargo().args(example))?;
+    let release = build_release(&["ebbtide-benches"])?;
     let mut bench = Command::new(release.join("ebbtide-benches"));
-    bench.arg("queue").arg("--server").arg(release.join("examples/queue-server"));
-    start(bench.arg("--preload").arg(release.join("libebbtide_malloc_preload.so")).args(options))
+    start(bench.arg("queue").arg("--server").arg(build_queue_server()?).args(options))
 }
 
 fn host(options: &[String]) -> Result<ExitCode> {

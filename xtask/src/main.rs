@@ -47,6 +47,8 @@ enum Task {
     Fork,
     #[command(hide = true)]
     Levers(vm_test::levers::Args),
+    #[command(hide = true)]
+    Shrink(vm_test::shrink::Args),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Task::Fill(args) => vm_test::fill::run(&args),
         Task::Fork => vm_test::fork::run(),
         Task::Levers(args) => vm_test::levers::run(&args),
+        Task::Shrink(args) => vm_test::shrink::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

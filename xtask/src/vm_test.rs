@@ -1,16 +1,18 @@
 //! `cargo xtask vm-test`: the tests that need a virtual machine. Each case boots a machine of its own, so no
 //! case can spoil another. Invariant: a case that cannot run here is reported as skipped, with its reason.
 
+mod client;
 pub(crate) mod fill;
 pub(crate) mod fork;
 mod ledger;
 pub(crate) mod levers;
 mod malloc;
 mod pressure;
+pub(crate) mod shrink;
 
 use crate::vm::{Kernel, Output, Release, Vm};
 use crate::vm_command::size;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ebbtide_observe::Bytes;
 use std::process::ExitCode;
 
@@ -24,6 +26,9 @@ pub(crate) struct Args {
     /// How much of it those cases fill
     #[arg(long, default_value = "256M", value_parser = size)]
     fill: Bytes,
+    /// How many messages go through the queue server in the case "shrink"; its guest has no room for more than a million
+    #[arg(long, default_value_t = shrink::MESSAGES, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    messages: u32,
 }
 
 /// How a case that did not fail ended.
@@ -81,13 +86,14 @@ fn is_emulators(error: &anyhow::Error) -> bool {
 }
 
 fn cases(args: &Args) -> Vec<Case> {
-    let (memory, fill) = (args.memory, args.fill);
+    let (memory, fill, messages) = (args.memory, args.fill, args.messages);
     let mut cases = vec![with_kernel("panic", Release::Bookworm, panic)];
     cases.push(with_kernel("fork", Release::Bookworm, fork::check));
     cases.push(with_kernel("malloc", Release::Bookworm, malloc::check));
     // Before and after processes without privilege may have triggers, but not finer ones.
     for release in [Release::Bullseye, Release::Bookworm] {
         cases.push(with_kernel("pressure", release, pressure::check));
+        cases.push(with_kernel("shrink", release, move |kernel| shrink::check(kernel, messages)));
     }
     for release in Release::ALL {
         cases.push(with_kernel("guest", release, guest));
@@ -145,6 +151,21 @@ fn panic(kernel: Kernel) -> Result<Outcome> {
     let result = Vm::new(kernel).run(&["sh", "-c", "echo c >/proc/sysrq-trigger"]);
     let error = result.err().map(|error| error.to_string()).unwrap_or_default();
     ensure!(error.contains("its kernel says:") && error.contains("Kernel panic"), "said {error:?}");
+    Ok(Outcome::Passed)
+}
+
+/// Runs a case's other side, which is this program with these arguments, in the guest.
+fn guests_side(vm: Vm, args: &[&str]) -> Result<Output> {
+    let xtask = std::env::current_exe().context("cannot find this program")?;
+    let output = vm.program(xtask.to_string_lossy()).run(&[&["xtask"], args].concat())?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status == 0, "the guest's side failed with {}: {stderr}", output.status);
+    Ok(output)
+}
+
+/// The same; what it says is for the reader.
+fn guests_word(vm: Vm, args: &[&str]) -> Result<Outcome> {
+    text(&guests_side(vm, args)?).lines().for_each(|line| println!("         {line}"));
     Ok(Outcome::Passed)
 }
 

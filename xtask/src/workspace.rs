@@ -41,6 +41,13 @@ pub(crate) fn build_release(packages: &[&str]) -> Result<PathBuf> {
     Ok(target().join("release"))
 }
 
+/// Builds the example server of ebbtide-shrink in release mode; its path.
+pub(crate) fn build_queue_server() -> Result<PathBuf> {
+    let example = ["--package", "ebbtide-shrink", "--example", "queue-server"];
+    run(cargo().args(["build", "--quiet", "--release"]).args(example))?;
+    Ok(target().join("release/examples/queue-server"))
+}
+
 /// Runs `command` to its end; an error if it fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start {}", line(command)))?;

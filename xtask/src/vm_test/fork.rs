@@ -3,13 +3,14 @@
 //! nobody, who is refused earlier: admin_reserve_kbytes and user_reserve_kbytes are kept from him.
 
 use super::Outcome;
+use super::client::Client;
 use crate::vm::Kernel;
 use anyhow::{Context, Result, bail, ensure};
 use ebbtide_observe::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -29,12 +30,8 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Boots a guest, lets Redis grow in it, and compares each prediction with what happened.
 pub(super) fn check(kernel: Kernel) -> Result<Outcome> {
-    let xtask = std::env::current_exe().context("cannot find this program")?;
-    let vm = crate::vm_command::with_binaries(kernel, true)?.program(xtask.to_string_lossy());
-    let output =
-        vm.program("redis-server").memory(Bytes(1 << 30)).timeout(TIMEOUT).run(&["xtask", "fork"])?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status == 0, "the guest's side failed with {}: {stderr}", output.status);
+    let vm = crate::vm_command::with_binaries(kernel, true)?.program("redis-server");
+    let output = super::guests_side(vm.memory(Bytes(1 << 30)).timeout(TIMEOUT), &["fork"])?;
     let steps = serde_json::Deserializer::from_slice(&output.stdout)
         .into_iter::<Value>()
         .collect::<Result<Vec<_>, _>>()
@@ -98,7 +95,7 @@ fn predict(pid: u32) -> Result<Value> {
 /// A Redis that runs until it is dropped.
 struct Redis {
     child: Child,
-    socket: BufReader<UnixStream>,
+    socket: Client<UnixStream>,
 }
 
 impl Redis {
@@ -118,29 +115,18 @@ impl Redis {
         }
         // Its log is of no more interest, but a full pipe would stop it.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Ok(Redis { child, socket: BufReader::new(UnixStream::connect(SOCKET)?) })
-    }
-
-    /// One command and its reply: a line, or what a length announces.
-    fn ask(&mut self, command: &str) -> Result<String> {
-        write!(self.socket.get_mut(), "{command}\r\n")?;
-        let mut line = String::new();
-        self.socket.read_line(&mut line)?;
-        let Some(length) = line.strip_prefix('$') else { return Ok(line) };
-        let mut bulk = vec![0; length.trim().parse::<usize>()? + 2];
-        self.socket.read_exact(&mut bulk)?;
-        Ok(String::from_utf8_lossy(&bulk).into_owned())
+        Ok(Redis { child, socket: Client::new(UnixStream::connect(SOCKET)?) })
     }
 
     fn populate(&mut self, prefix: &str, keys: u32) -> Result<()> {
-        let reply = self.ask(&format!("DEBUG POPULATE {keys} {prefix} 1000"))?;
+        let reply = self.socket.ask(&format!("DEBUG POPULATE {keys} {prefix} 1000"))?;
         ensure!(reply.starts_with("+OK"), "DEBUG POPULATE said {reply}");
         Ok(())
     }
 
     /// Whether BGSAVE's fork succeeds. Its child is ended at once: writing the dump would show nothing more.
     fn forks(&mut self) -> Result<bool> {
-        let reply = self.ask("BGSAVE")?;
+        let reply = self.socket.ask("BGSAVE")?;
         if reply.starts_with('-') {
             return Ok(false);
         }
@@ -152,7 +138,7 @@ impl Redis {
             kill_process(child, Signal::KILL)?;
         }
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !self.ask("INFO persistence")?.contains("rdb_bgsave_in_progress:0") {
+        while !self.socket.ask("INFO persistence")?.contains("rdb_bgsave_in_progress:0") {
             if Instant::now() > deadline {
                 bail!("Redis does not notice that its child ended");
             }

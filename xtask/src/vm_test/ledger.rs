@@ -25,17 +25,13 @@ const STATES: [(&str, &str); 5] = [
 
 /// Boots a guest with `memory`, fills it with `fill` bytes in each state, and checks ebb's ledgers.
 pub(super) fn check(kernel: Kernel, memory: Bytes, fill: Bytes) -> Result<Outcome> {
-    let xtask = std::env::current_exe().context("cannot find this program")?;
     // Filling 1 GiB takes about 70 s on two idle cores, nearly all of it for dentries; this allows for load.
     let timeout = Duration::from_secs(120 + (fill.0 >> 20) * 2 / 5);
     let vm = crate::vm_command::with_binaries(kernel, true)?
         .memory(memory)
         .disk(fill + Bytes(1 << 30))
-        .program(xtask.to_string_lossy())
         .timeout(timeout);
-    let output = vm.run(&["xtask", "fill", &fill.0.to_string()])?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status == 0, "the guest's side failed with {}: {stderr}", output.status);
+    let output = super::guests_side(vm, &["fill", &fill.0.to_string()])?;
     let states = serde_json::Deserializer::from_slice(&output.stdout)
         .into_iter::<Value>()
         .collect::<Result<Vec<_>, _>>()

@@ -26,16 +26,9 @@ const TIMEOUT: Duration = Duration::from_secs(420);
 
 /// Boots a guest with swap and a disk, and pulls every lever in it.
 pub(super) fn check(kernel: Kernel) -> Result<Outcome> {
-    let xtask = std::env::current_exe().context("cannot find this program")?;
-    let vm = crate::vm_command::with_binaries(kernel, true)?.program(xtask.to_string_lossy());
+    let vm = crate::vm_command::with_binaries(kernel, true)?;
     let vm = vm.memory(Bytes(1 << 30)).swap(SWAP).disk(Bytes(256 * MIB)).timeout(TIMEOUT);
-    let output = vm.run(&["xtask", "levers"])?;
-    for line in super::text(&output).lines() {
-        println!("         {line}");
-    }
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status == 0, "the guest's side failed with {}: {stderr}", output.status);
-    Ok(Outcome::Passed)
+    super::guests_word(vm, &["levers"])
 }
 
 /// The guest's side.
@@ -69,12 +62,21 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// A process that holds memory which compresses badly, in the group if that is said.
-struct Holder {
+pub(super) struct Holder {
     child: Child,
 }
 
 impl Holder {
     fn start(bytes: u64, group: Option<&str>) -> Result<Holder> {
+        let mut holder = Holder::begin(bytes, group)?;
+        let mut said = String::new();
+        BufReader::new(holder.child.stdout.as_mut().context("no stdout")?).read_line(&mut said)?;
+        ensure!(said == "ready\n", "the holder said {said:?}");
+        Ok(holder)
+    }
+
+    /// One that is not waited for: the group may never let it have all.
+    pub(super) fn begin(bytes: u64, group: Option<&str>) -> Result<Holder> {
         let mut child = Command::new("xtask")
             .args(["levers", "--hold", &bytes.to_string()])
             .stdin(Stdio::piped())
@@ -84,9 +86,6 @@ impl Holder {
             fs::write(format!("{group}/cgroup.procs"), child.id().to_string())?;
         }
         child.stdin.as_mut().context("no stdin")?.write_all(b"go\n")?;
-        let mut said = String::new();
-        BufReader::new(child.stdout.as_mut().context("no stdout")?).read_line(&mut said)?;
-        ensure!(said == "ready\n", "the holder said {said:?}");
         Ok(Holder { child })
     }
 }
