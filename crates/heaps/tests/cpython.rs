@@ -1,7 +1,9 @@
 //! CPython's obmalloc against what each Python says of itself (`sys._debugmallocstats`): every Python that is
 //! installed here, from 3.8 on, each in several shapes of heap, exact to the block.
 //!
-//! A target tells its figures and stops itself (SIGSTOP): from its last figure on it takes and frees nothing.
+//! A target tells its figures and stops itself (SIGSTOP): from its last figure on it takes and frees nothing, and looks
+//! up no attribute either, for CPython's cache of attributes owns the names in it and may free the one it replaces
+//! (`update_cache` in `Objects/typeobject.c`).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use ebbtide_heaps::{Fault, Heap, Image, Kind, Live, MemorySource, cpython};
@@ -17,7 +19,7 @@ use std::process::{Command, Stdio};
 const TARGET: &str = r#"
 import gc, os, signal, sys
 gc.disable()
-shape, stats, kill, me = sys.argv[1], sys._debugmallocstats, os.kill, os.getpid()
+shape, stats, kill, me, stop = sys.argv[1], sys._debugmallocstats, os.kill, os.getpid(), signal.SIGSTOP
 if shape == "fresh":
     kept = []
 elif shape == "alternate":
@@ -35,7 +37,7 @@ elif shape == "grown":
 print("@ready", flush=True)
 sys.stdin.readline()
 stats()
-kill(me, signal.SIGSTOP)
+kill(me, stop)
 "#;
 
 const SHAPES: [&str; 5] = ["fresh", "alternate", "emptied", "sizes", "grown"];
@@ -197,11 +199,11 @@ import os, sys
 code = """
 import gc, os, signal, sys
 gc.disable()
-stats, kill, me = sys._debugmallocstats, os.kill, os.getpid()
+stats, kill, me, stop = sys._debugmallocstats, os.kill, os.getpid(), signal.SIGSTOP
 kept = [str(i) for i in range(50000)]
 del kept[::3]
 stats()
-kill(me, signal.SIGSTOP)
+kill(me, stop)
 """
 kept = [str(i) for i in range(20000)]
 if sys.version_info >= (3, 13):
