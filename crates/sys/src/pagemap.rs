@@ -153,6 +153,9 @@ unsafe impl rustix::ioctl::Ioctl for Scan<'_> {
     }
 }
 
+/// Bytes of an entry.
+const ENTRY: usize = size_of::<u64>();
+
 /// One page's entry in /proc/PID/pagemap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry(u64);
@@ -182,7 +185,6 @@ pub fn each_entry(
     range: Range<u64>,
     mut each: impl FnMut(u64, Entry),
 ) -> Result<(), Errno> {
-    const ENTRY: usize = size_of::<u64>();
     let page = rustix::param::page_size() as u64;
     let mut at = range.start / page;
     let end = range.end.div_ceil(page);
@@ -191,7 +193,7 @@ pub fn each_entry(
         let wanted =
             usize::try_from(end - at).map_or(buf.len(), |left| buf.len().min(left.saturating_mul(ENTRY)));
         let n = match rustix::io::pread(&pagemap, &mut buf[..wanted], at * ENTRY as u64) {
-            Ok(0) => break,
+            Ok(0) => return still_there(pagemap),
             Ok(n) => n,
             Err(Errno::INTR) => continue,
             Err(errno) => return Err(errno),
@@ -204,9 +206,18 @@ pub fn each_entry(
     Ok(())
 }
 
+/// ESRCH if the process has ended: its pagemap has no entries any more, not even that of address 0, where each
+/// process that runs has one. Without an error, a scan finds nothing then (seen on 6.18.44).
+fn still_there(pagemap: impl AsFd) -> Result<(), Errno> {
+    match rustix::io::pread(&pagemap, &mut [0; ENTRY], 0) {
+        Ok(0) => Err(Errno::SRCH),
+        result => result.map(drop),
+    }
+}
+
 /// Calls `each` with every region of `range` that answers `query`, in order: by [`scan`], and on kernels
 /// without it from the entries, in which no page is known as [`Categories::ZERO_PAGE`] or
-/// [`Categories::HUGE`].
+/// [`Categories::HUGE`]. ESRCH after the process has ended.
 pub fn each_region(
     pagemap: impl AsFd,
     range: Range<u64>,
@@ -227,18 +238,20 @@ fn each_scanned(
     each: &mut impl FnMut(Region),
 ) -> Result<(), Errno> {
     let mut regions = [Region::default(); 512];
+    let mut nothing = !range.is_empty();
     while range.start < range.end {
         let (found, reached) = match scan(pagemap, range.clone(), query, &mut regions) {
             Err(Errno::INTR) => continue,
             result => result?,
         };
         regions[..found].iter().for_each(|&region| each(region));
+        nothing &= found == 0;
         if reached <= range.start {
             break;
         }
         range.start = reached;
     }
-    Ok(())
+    if nothing { still_there(pagemap) } else { Ok(()) }
 }
 
 fn each_from_entries(

@@ -1,10 +1,11 @@
 //! Another process's pages: found by the scan, read from outside.
 #![allow(clippy::unwrap_used)]
 
-use ebbtide_sys::pagemap::{Categories, Query, each_region};
+use ebbtide_sys::pagemap::{Categories, Query, each_entry, each_region};
 use ebbtide_sys::remote::{RemoteError, read};
 use ebbtide_testkit::child::{self, is_root};
 use ebbtide_testkit::{Child, Parent};
+use rustix::io::Errno;
 use rustix::process::Pid;
 use std::fs::File;
 
@@ -32,9 +33,10 @@ fn what_a_child_has_touched_and_what_is_in_it() {
     let start: u64 = child.said().parse().unwrap();
     let page = rustix::param::page_size() as u64;
     let pagemap = File::open(format!("/proc/{}/pagemap", child.pid())).unwrap();
+    let range = start..start + PAGES as u64 * page;
     let query = Query { all_of: Categories::PRESENT, tell: Categories::FILE, ..Query::default() };
     let mut found = Vec::new();
-    each_region(&pagemap, start..start + PAGES as u64 * page, &query, |region| found.push(region)).unwrap();
+    each_region(&pagemap, range.clone(), &query, |region| found.push(region)).unwrap();
     assert_eq!(found.len(), 1);
     assert_eq!((found[0].start, found[0].end), (start, start + WRITTEN as u64 * page));
     assert_eq!(found[0].categories, Categories::NONE);
@@ -47,4 +49,6 @@ fn what_a_child_has_touched_and_what_is_in_it() {
     }
     drop(child);
     assert_eq!(read(pid, start, &mut buf), Err(RemoteError::Ended));
+    assert_eq!(each_region(&pagemap, range.clone(), &query, |_| panic!("a page")), Err(Errno::SRCH));
+    assert_eq!(each_entry(&pagemap, range, |_, _| panic!("an entry")), Err(Errno::SRCH));
 }
