@@ -4,7 +4,7 @@
 //! Invariants: whatever happens the threads run again. They are traced by a thread of their own, which ends when
 //! [`Frozen`] is released or dropped, or with this whole process, also by a kill; and the kernel lets go of what
 //! an ending thread traces (exit_ptrace, kernel/ptrace.c), also of a thread that had not stopped yet, for which
-//! PTRACE_DETACH is an error. A signal that a thread was about to get is handed on, and a process that was
+//! PTRACE_DETACH is an error; who stopped them goes on only when it has. A signal that a thread was about to get is handed on, and a process that was
 //! stopped by SIGSTOP stays so. One thing can be noticed from inside: epoll_wait(2), sigtimedwait(2), semop(2) and
 //! receiving with a timeout end with EINTR, as they do after SIGSTOP and SIGCONT (signal(7)).
 
@@ -13,6 +13,7 @@ use crate::call::last_error;
 mod onward;
 
 use rustix::io::Errno;
+use rustix::process::Pid;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -76,7 +77,7 @@ impl std::error::Error for FreezeError {}
 pub struct Frozen {
     /// Dropping it tells the tracing thread to end.
     hold: Option<Sender<()>>,
-    tracer: Option<JoinHandle<Duration>>,
+    tracer: Option<JoinHandle<(Duration, Released)>>,
 }
 
 impl Frozen {
@@ -110,7 +111,11 @@ impl Frozen {
     fn end(&mut self) -> Duration {
         self.hold = None;
         // A panic of the tracing thread ended it, and so let the threads go.
-        self.tracer.take().and_then(|tracer| tracer.join().ok()).unwrap_or_default()
+        let Some(Ok((stood, released))) = self.tracer.take().map(JoinHandle::join) else {
+            return Duration::ZERO;
+        };
+        released.wait();
+        stood
     }
 }
 
@@ -178,13 +183,15 @@ fn traced<R: Send>(
         attend(pid);
         let mut threads = Threads::new(pid);
         let result = stop(&mut threads).map(|()| job(&Stopped(&threads)));
-        threads.release();
-        Ok((result?, threads.since.elapsed()))
+        let released = threads.release();
+        (result.map(|result| (result, threads.since.elapsed())), released)
     };
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("freeze".to_owned()).spawn_scoped(scope, body);
         let thread = thread.map_err(|e| FreezeError::Os(Errno::from_io_error(&e).unwrap_or(Errno::AGAIN)))?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let (result, released) = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        released.wait();
+        result
     })
 }
 
@@ -244,7 +251,7 @@ impl Stopped<'_> {
 }
 
 /// The tracing thread: stops `pid`, says how that went, and lets it go when `until` closes.
-fn trace(pid: u32, tell: &Sender<Result<(), FreezeError>>, until: &Receiver<()>) -> Duration {
+fn trace(pid: u32, tell: &Sender<Result<(), FreezeError>>, until: &Receiver<()>) -> (Duration, Released) {
     let mut threads = Threads::new(pid);
     let result = threads.stop();
     let failed = result.is_err();
@@ -252,8 +259,29 @@ fn trace(pid: u32, tell: &Sender<Result<(), FreezeError>>, until: &Receiver<()>)
         // An error is what it waits for: the other end is gone.
         let _ = until.recv();
     }
-    threads.release();
-    threads.since.elapsed()
+    let released = threads.release();
+    (threads.since.elapsed(), released)
+}
+
+/// What has become of the traced threads.
+enum Released {
+    /// They run.
+    Now,
+    /// Those that did not stand still run once this thread, their tracer, has ended.
+    With(Pid),
+}
+
+impl Released {
+    /// Waits for that. Joining is too early: the kernel wakes who joins before it lets go of what the thread traces
+    /// (exit_mm and exit_notify in do_exit, kernel/exit.c), and who stops the same thread again would find it traced.
+    fn wait(self) {
+        let Released::With(tracer) = self else { return };
+        let task = format!("/proc/self/task/{}", tracer.as_raw_nonzero());
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE && std::fs::exists(&task).unwrap_or(false) {
+            std::thread::sleep(PAUSE);
+        }
+    }
 }
 
 /// The threads of a process, as their tracer knows them.
@@ -356,11 +384,13 @@ impl Threads {
         }
     }
 
-    /// `ptrace(PTRACE_DETACH)`; the end of this thread does the same, only later.
-    fn release(&mut self) {
+    /// `ptrace(PTRACE_DETACH)`; the end of this thread does the same, only later, and also for those that run.
+    fn release(&mut self) -> Released {
+        let mut all = self.called.is_empty();
         for tid in std::mem::take(&mut self.stopped) {
-            let _ = ptrace(libc::PTRACE_DETACH, tid, 0);
+            all &= ptrace(libc::PTRACE_DETACH, tid, 0).is_ok();
         }
+        if all { Released::Now } else { Released::With(rustix::thread::gettid()) }
     }
 }
 
