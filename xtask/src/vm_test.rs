@@ -12,7 +12,7 @@ pub(crate) mod shrink;
 
 use crate::vm::{Kernel, Output, Release, Vm};
 use crate::vm_command::size;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ebbtide_observe::Bytes;
 use std::process::ExitCode;
 
@@ -51,7 +51,12 @@ impl Case {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     let wanted = |case: &Case| args.filter.as_ref().is_none_or(|word| case.name.contains(word.as_str()));
-    for case in cases(args).into_iter().filter(wanted) {
+    let (chosen, rest): (Vec<_>, Vec<_>) = cases(args).into_iter().partition(wanted);
+    if chosen.is_empty() {
+        let names: Vec<_> = rest.into_iter().map(|case| case.name).collect();
+        bail!("no such case; there are: {}", names.join(", "));
+    }
+    for case in chosen {
         let outcome = (case.run)().or_else(|error| match is_emulators(&error) {
             true => {
                 println!("again:   {}: the emulated kernel met its own breakpoint", case.name);
