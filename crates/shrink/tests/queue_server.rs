@@ -405,6 +405,47 @@ fn nonsense_ends_in_an_error() {
     assert_eq!(client.info("waiting"), 0);
 }
 
+#[test]
+fn who_never_stops_sending_keeps_nobody_waiting() {
+    let server = Server::start(&["--threads", "1"]);
+    let stream = server.client().stream.into_inner();
+    let (mut flood, mut replies) = (stream.try_clone().unwrap(), stream.try_clone().unwrap());
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let pings = b"PING\r\n".repeat(16 << 10);
+            while flood.write_all(&pings).is_ok() {}
+        });
+        let mut first = [0; 7];
+        replies.read_exact(&mut first).unwrap();
+        scope.spawn(move || std::io::copy(&mut replies, &mut std::io::sink()));
+        let _ends = Ends(&stream);
+        for _ in 0..100 {
+            assert_eq!(server.client().call("PING"), Simple("PONG".into()));
+        }
+    });
+}
+
+/// Ends a connection also where the test fails, so that nobody goes on sending.
+struct Ends<'s>(&'s TcpStream);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+#[test]
+fn a_request_that_never_ends_is_not_waited_for() {
+    let server = Server::start(&["--patience", "1"]);
+    let mut client = server.client();
+    client.stream.get_mut().write_all(b"*2\r\n$4\r\nPING\r\n$9999\r\n").unwrap();
+    // A byte now and then, and pressure in between, do not make it a new one.
+    until("the server has closed", || {
+        server.press();
+        client.stream.get_mut().write_all(b"x").is_err()
+    });
+}
+
 /// What a client may send, more or less.
 fn word() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![

@@ -2,7 +2,7 @@
 //!
 //! Invariants: buffers are taken from the pool only while there is something in them; no more is read than is served
 //! (what comes behind a blocking command, up to a limit); a client that does not read, or does not finish its request,
-//! is waited for so long and no longer.
+//! is waited for so long and no longer, and one that never stops sending keeps nobody else waiting.
 
 use crate::commands::{self, Args};
 use crate::resp::{self, Wrong};
@@ -15,13 +15,13 @@ use std::future::pending;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::Instant;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::{sleep_until, timeout};
+use tokio::task::coop::consume_budget;
+use tokio::task::yield_now;
+use tokio::time::{sleep, sleep_until, timeout};
 
-/// How long a reply may take to be written, and the rest of a request to come.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Room for one read.
 const READ: usize = 64 << 10;
 /// Replies are sent when they are so large, or when there is no request left.
@@ -53,6 +53,8 @@ struct Connection {
     own: Own,
     /// What its input takes of the budget, beyond a usual buffer.
     charged: usize,
+    /// Since when a request that is not whole has been coming.
+    half: Option<Instant>,
 }
 
 /// Why it goes on.
@@ -68,7 +70,7 @@ pub(crate) async fn serve(server: Arc<Server>, socket: TcpStream) {
     let member = server.members.load(Ordering::Relaxed).then(|| server.registry.member("connection"));
     let own = Own { session: Session::new(server), buffers: None };
     // Its errors are those of the socket: the client is gone.
-    let _ = Connection { socket, member, own, charged: 0 }.run().await;
+    let _ = Connection { socket, member, own, charged: 0, half: None }.run().await;
 }
 
 impl Connection {
@@ -82,15 +84,18 @@ impl Connection {
                     Next::Wait(wait) => blocked = Some(wait),
                 }
                 self.tidy();
+                consume_budget().await;
             }
             match self.wait(blocked.as_ref()).await? {
                 Event::Readable => {
-                    if !self.read(blocked.is_some())? {
-                        return Ok(());
+                    let Some(count) = self.read(blocked.is_some())? else { return Ok(()) };
+                    // There is more: others have their turn first, for to the runtime reading what is there is no wait.
+                    if count >= READ {
+                        yield_now().await;
                     }
                 }
-                // The next wait begins with a slice; others have their turn before.
-                Event::Pressure => tokio::task::yield_now().await,
+                // The next wait begins with a slice.
+                Event::Pressure => {}
                 Event::Woken => {
                     if self.gone() {
                         return Ok(());
@@ -124,11 +129,19 @@ impl Connection {
             // One slice; where there is more to do, `flagged` does not wait.
             let _ = member.poll(&mut self.own);
         }
-        let half = self.own.buffers.as_ref().is_some_and(|buffers| !buffers.input.is_empty());
+        let patience = self.own.session.server.options.patience();
+        let deadline =
+            blocked.map_or_else(|| self.half.map(|since| since + patience), |blocked| blocked.deadline);
         let (member, socket) = (&mut self.member, &self.socket);
         let pressure = async {
             match member {
-                Some(member) => member.flagged().await,
+                Some(member) => {
+                    let pause = member.pause();
+                    if !pause.is_zero() {
+                        sleep(pause).await;
+                    }
+                    member.flagged().await
+                }
                 None => pending().await,
             }
         };
@@ -139,7 +152,7 @@ impl Connection {
             }
         };
         let late = async {
-            match blocked.map_or_else(|| half.then(|| std::time::Instant::now() + PATIENCE), |b| b.deadline) {
+            match deadline {
                 Some(deadline) => sleep_until(deadline.into()).await,
                 None => pending().await,
             }
@@ -153,8 +166,8 @@ impl Connection {
         }
     }
 
-    /// Reads what there is, up to one buffer; whether the connection goes on.
-    fn read(&mut self, behind: bool) -> io::Result<bool> {
+    /// Reads what there is, up to one buffer: how much that was. Nothing where the connection ends.
+    fn read(&mut self, behind: bool) -> io::Result<Option<usize>> {
         let server = Arc::clone(&self.own.session.server);
         let held = self.own.buffers.as_ref().map_or(0, |buffers| buffers.input.len());
         // Vectors double: twice what is in it.
@@ -169,8 +182,8 @@ impl Connection {
         input.try_reserve(READ).map_err(|_| ErrorKind::OutOfMemory)?;
         let socket = &self.socket;
         match socket.try_read_buf(&mut self.own.buffers.as_mut().ok_or(ErrorKind::NotFound)?.input) {
-            Ok(count) => Ok(count > 0),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
+            Ok(count) => Ok(Some(count).filter(|&count| count > 0)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Some(0)),
             Err(error) => Err(error),
         }
     }
@@ -182,10 +195,10 @@ impl Connection {
     }
 
     /// A last word, if the client takes it.
-    fn end(&self, text: &str) -> io::Result<bool> {
+    fn end(&self, text: &str) -> io::Result<Option<usize>> {
         let mut out = Vec::new();
         resp::error(&mut out, text);
-        self.socket.try_write(&out).map(|_| false)
+        self.socket.try_write(&out).map(|_| None)
     }
 
     /// Carries out all requests that are whole.
@@ -216,6 +229,12 @@ impl Connection {
         }
         self.send(&mut buffers.output).await?;
         buffers.input.drain(..done);
+        let is_new = done > 0 || self.half.is_none();
+        if buffers.input.is_empty() {
+            self.half = None;
+        } else if is_new {
+            self.half = Some(Instant::now());
+        }
         self.own.buffers = Some(buffers);
         Ok(next)
     }
@@ -230,7 +249,8 @@ impl Connection {
             sent => sent?,
         };
         if sent < output.len() {
-            timeout(PATIENCE, self.socket.write_all(&output[sent..])).await??;
+            timeout(self.own.session.server.options.patience(), self.socket.write_all(&output[sent..]))
+                .await??;
         }
         output.clear();
         Ok(())

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A queue server that speaks RESP2 and gives memory back under pressure.
 #[derive(clap::Parser, Clone, Debug)]
@@ -24,15 +25,25 @@ pub(crate) struct Options {
     /// The largest message
     #[arg(long, default_value = "16M", value_parser = size)]
     pub(crate) largest: usize,
-    /// Connections at a time; each may hold 256 KiB of buffers beyond the memory limit
+    /// Connections at a time; each may hold beyond the memory limit 256 KiB of buffers and the replies that it does not
+    /// read: 1 MiB and a message at most
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) clients: u32,
+    /// Seconds that a request may take to come, and its reply to be read
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) patience: u16,
     /// Threads that serve
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) threads: u8,
     /// What happens under memory pressure
     #[arg(long, value_enum, default_value_t = Mode::On)]
     pub(crate) shrink: Mode,
+}
+
+impl Options {
+    pub(crate) fn patience(&self) -> Duration {
+        Duration::from_secs(self.patience.into())
+    }
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
