@@ -129,7 +129,7 @@ fn guest(kernel: Kernel) -> Result<Outcome> {
         echo 200 >/dev/host; read answer </dev/host; echo "balloon: $answer"
         total() { awk '/^MemTotal/ { print $2 }' /proc/meminfo; }
         tries=0
-        while [ "$(total)" -gt 350000 ] && [ $tries -lt 100 ]; do tries=$((tries + 1)); sleep 0.1; done
+        while [ "$(total)" -gt 350000 ] && [ $tries -lt 1200 ]; do tries=$((tries + 1)); sleep 0.1; done
         echo "MemTotal: $(total)"
         printf 'raw \r\n\t\0\036 bytes'
         echo oops >&2

@@ -153,6 +153,8 @@ fn every_request_is_answered_through_reloads_crashes_and_forks() {
     let (crashes, others): (Vec<&str>, Vec<&str>) = errors
         .lines()
         .filter(|line| serious.iter().any(|level| line.contains(level)))
+        // A worker was killed while it held the shared dictionary's lock, and nginx took that from it.
+        .filter(|line| !line.contains("was locked by"))
         .partition(|line| line.contains("exited on signal 11"));
     assert_eq!((crashes.len(), &others[..]), (killed, &[][..]), "{errors}");
 }

@@ -363,7 +363,10 @@ fn the_thread_keeps_to_itself() {
     drop(pressure);
     assert!(watcher().is_some());
     drop(other);
-    assert_eq!(watcher(), None);
+    // It is joined a moment before the kernel takes it from the list.
+    while watcher().is_some() {
+        std::thread::yield_now();
+    }
 }
 
 /// In a forked child everything returns at once, and the parent loses nothing.

@@ -1,7 +1,7 @@
 //! Places where not everything is as usual: little rights, hidden processes, pipes, narrow and broken outputs.
 
 use crate::programs::hex;
-use crate::{Ran, assert_harmless, ebb, in_order, run, skipped};
+use crate::{Ran, assert_harmless, copy_to, ebb, in_order, run, skipped};
 use ebbtide_testkit::Child;
 use ebbtide_testkit::child::{installed, is_root};
 use std::fs::{File, Permissions};
@@ -22,7 +22,7 @@ impl Copied {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         let copied = Copied(dir);
-        std::fs::copy(env!("CARGO_BIN_EXE_ebb"), copied.path()).unwrap();
+        copy_to(&copied.path());
         copied
     }
 

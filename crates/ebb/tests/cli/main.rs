@@ -16,7 +16,9 @@ mod tune;
 
 use serde_json::Value;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 #[test]
 #[ignore = "plays the child programs of the other tests"]
@@ -37,9 +39,23 @@ fn in_order(mut command: Command, arguments: &[&str]) -> Command {
     command
 }
 
-/// Where the journals of tests go, not to be mixed with what people did on this machine.
-fn state() -> &'static str {
-    concat!(env!("CARGO_TARGET_TMPDIR"), "/state")
+/// Where the journals of tests go, not to be mixed with what people did on this machine; in memory where that can be, for
+/// they are synced, which takes long where a build has just written gigabytes.
+fn state() -> &'static Path {
+    static STATE: OnceLock<PathBuf> = OnceLock::new();
+    STATE.get_or_init(|| {
+        let memory = PathBuf::from(format!("/dev/shm/ebb-tests-{}", rustix::process::getuid().as_raw()));
+        match std::fs::create_dir_all(&memory) {
+            Ok(()) => memory,
+            Err(_) => Path::new(env!("CARGO_TARGET_TMPDIR")).join("state"),
+        }
+    })
+}
+
+/// Copies ebb. Not by this process: while it has the copy open for writing, a child that another test forks has it open,
+/// too, and to start the copy is ETXTBSY.
+fn copy_to(path: &Path) {
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_ebb")).arg(path).status().unwrap().success());
 }
 
 /// What came of a run.

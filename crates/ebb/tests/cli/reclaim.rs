@@ -1,6 +1,6 @@
 //! `ebb reclaim` of what is not a process: targets told apart, plans, files that are really dropped, and the journal.
 
-use crate::{ebb, run, skipped};
+use crate::{copy_to, ebb, run, skipped};
 use ebbtide_testkit::child::is_root;
 use serde_json::Value;
 use std::io::Write;
@@ -170,7 +170,7 @@ fn who_is_not_root_is_told_what_is_missing() {
     let program = tempfile::tempdir().unwrap();
     std::fs::set_permissions(program.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let copy = program.path().join("ebb");
-    std::fs::copy(env!("CARGO_BIN_EXE_ebb"), &copy).unwrap();
+    copy_to(&copy);
     let mut command = std::process::Command::new(&copy);
     command.args(["reclaim", "--host", "dentries"]).env_remove("HOME").env_remove("EBB_STATE");
     command.env_remove("XDG_STATE_HOME").uid(65534).gid(65534);

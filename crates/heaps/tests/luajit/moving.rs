@@ -28,6 +28,7 @@ fn states_that_run_meanwhile() {
         host.0.ask(&format!("spin {state} {}", work.replace('\n', " ")));
     }
     let (mut rereads, mut torn, mut unresolved, mut most) = (0, 0, Bytes::ZERO, 0.0_f64);
+    let (mut live, mut total) = (Bytes::ZERO, Bytes::ZERO);
     let rounds = 60;
     for round in 0..rounds {
         // Now and then a state comes, works and goes.
@@ -42,12 +43,8 @@ fn states_that_run_meanwhile() {
         let figures = heap.figures;
         assert_eq!(figures.mapped, figures.live + figures.free + figures.metadata + figures.unused);
         assert_eq!(figures.unused, heap.certainty.unresolved);
-        let total: Bytes = totals(&heap).into_iter().sum();
-        // Blocks that were mapped since the mappings were listed are missed.
-        assert!(
-            figures.live > total.scaled(0.25) && figures.live < total.scaled(2.0),
-            "round {round}: {figures:?} {total:?}"
-        );
+        total += totals(&heap).into_iter().sum();
+        live += figures.live;
         rereads += heap.certainty.reread;
         torn += u64::from(heap.certainty.unresolved > Bytes::ZERO);
         unresolved += heap.certainty.unresolved;
@@ -57,6 +54,8 @@ fn states_that_run_meanwhile() {
         "{rounds} walks: {rereads} spots read again, {torn} walks with something unresolved, {unresolved} in all, at most {:.1}%",
         100.0 * most
     );
+    // Blocks that were mapped since the mappings were listed are missed, and the collectors say their totals a moment later.
+    assert!(live > total.scaled(0.25) && live < total.scaled(2.0), "{live} of {total}");
     for state in 0..2 {
         assert_eq!(host.0.ask(&format!("stop {state}")), "nil");
     }

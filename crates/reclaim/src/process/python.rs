@@ -17,7 +17,7 @@ use crate::report::Lever;
 use ebbtide_heaps::Live;
 use ebbtide_heaps::cpython::{Inbox, Requests};
 use ebbtide_observe::process::{Process, Status};
-use ebbtide_sys::freeze::{self, Stopped};
+use ebbtide_sys::freeze::{self, FreezeError, Stopped};
 use ebbtide_sys::remote;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Mode, OFlags, fchown, mkdirat, openat, statat, unlinkat};
@@ -169,10 +169,21 @@ impl Moment<'_> {
             let inboxes = self.requests.inboxes(&source).map_err(said)?.map_err(said)?;
             job(self, pid, &inboxes)
         };
-        let (result, took) = freeze::all_stopped(self.process.pid(), options.max_stop, body).map_err(said)?;
-        done.longest_stop = done.longest_stop.max(took);
-        done.stops += 1;
-        result
+        let began = Instant::now();
+        loop {
+            let (result, took) = match freeze::all_stopped(self.process.pid(), options.max_stop, &body) {
+                Ok((result, took)) => (Some(result), took),
+                // A thread that waits for a processor, most of the time.
+                Err(FreezeError::Stuck(_)) if began.elapsed() < options.patience => (None, options.max_stop),
+                Err(error) => return Err(said(error)),
+            };
+            done.longest_stop = done.longest_stop.max(took);
+            done.stops += 1;
+            match result {
+                Some(result) => return result,
+                None => std::thread::sleep(PAUSE),
+            }
+        }
     }
 
     /// Asks every thread; how many.
