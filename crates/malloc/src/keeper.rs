@@ -130,7 +130,7 @@ extern "C" fn run() {
         sync::barrier_everywhere();
         let again = !foreign && keeper.slow_operations() != before;
         if !again || STATE.compare_exchange(READY, RUNS, SeqCst, Relaxed).is_err() {
-            return;
+            return spawn::end();
         }
         COUNT.keeper.store(sys::thread_id(), Relaxed);
     }

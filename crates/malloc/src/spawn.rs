@@ -11,15 +11,21 @@
 //! process's have changed.
 
 use crate::sys;
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 
 /// Bytes of the stack: the deepest path needs some 6 KiB.
 const STACK: usize = 64 * 1024;
 /// CLONE_VM | FS | FILES | SIGHAND | THREAD | SYSVSEM | CHILD_CLEARTID
 const FLAGS: usize = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000 | 0x20_0000;
 
-/// 1 from before the thread starts until the kernel clears it when the thread is gone from its stack.
+/// 1 before the thread starts and [`STARTED`] once it has, until the kernel clears it when the thread is gone from its
+/// stack.
 static ALIVE: AtomicU32 = AtomicU32::new(0);
+const STARTED: u32 = 2;
+/// How often one was started.
+static STARTS: AtomicU32 = AtomicU32::new(0);
+/// The last one is about to end, or has: it is counted among the threads a moment longer than it is alive.
+static ENDING: AtomicBool = AtomicBool::new(false);
 /// The stack, mapped once.
 static STACK_AT: AtomicUsize = AtomicUsize::new(0);
 
@@ -36,20 +42,48 @@ pub(crate) fn start(entry: extern "C" fn()) -> bool {
         STACK_AT.store(at, Relaxed);
         stack = at;
     }
+    ENDING.store(false, SeqCst);
+    STARTS.fetch_add(1, SeqCst);
     ALIVE.store(1, SeqCst);
     let mask = sys::block_signals();
     // SAFETY: the stack is STACK bytes that no thread uses: the last one's end cleared ALIVE. ALIVE is a static.
     let started = unsafe { clone(entry, stack + STACK, ALIVE.as_ptr()) };
     sys::restore_signals(mask);
-    if !started {
+    if started {
+        // Unless it is gone already.
+        let _ = ALIVE.compare_exchange(1, STARTED, SeqCst, Relaxed);
+    } else {
         ALIVE.store(0, SeqCst);
     }
     started
 }
 
+/// Which thread there is, by number: the same answer twice says that there was one all the while.
+pub(crate) fn running() -> Option<u32> {
+    let number = STARTS.load(SeqCst);
+    (ALIVE.load(SeqCst) == STARTED).then_some(number)
+}
+
+/// Says that the thread ends now.
+pub(crate) fn end() {
+    ENDING.store(true, SeqCst);
+}
+
+/// Waits until the last thread that was about to end is counted no more, by `is_counted`, for ten milliseconds at most.
+pub(crate) fn await_end(is_counted: impl Fn() -> bool) {
+    for _ in 0..10 {
+        if !ENDING.load(SeqCst) || !is_counted() {
+            break;
+        }
+        sys::futex_wait(&ALIVE, 0, Some(1));
+    }
+    ENDING.store(false, SeqCst);
+}
+
 /// In a forked child: there is no thread, and its stack is free.
 pub(crate) fn forked() {
     ALIVE.store(0, SeqCst);
+    ENDING.store(false, SeqCst);
 }
 
 /// `clone(FLAGS, stack, ctid)`: a thread that runs `entry` and then ends, the kernel clearing `ctid`.

@@ -4,9 +4,12 @@
 //! `EBBTIDE_TEST_SECONDS` makes the random part run longer than its fixed number of steps.
 #![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used)]
 
-use ebbtide_malloc::lua::{State, lua_alloc};
+use ebbtide_malloc::Ebbtide;
+use ebbtide_malloc::lua::{State, lua_alloc, ours};
+use std::alloc::GlobalAlloc;
 use std::io::{BufRead, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 unsafe extern "C" {
@@ -15,6 +18,8 @@ unsafe extern "C" {
     fn _exit(status: i32) -> !;
     fn mmap(at: *mut u8, len: usize, access: i32, flags: i32, file: i32, offset: i64) -> *mut u8;
     fn munmap(at: *mut u8, len: usize) -> i32;
+    fn close(file: i32) -> i32;
+    fn setrlimit(what: i32, limit: *const u64) -> i32;
 }
 
 /// Xorshift: the same steps for the same seed.
@@ -346,6 +351,101 @@ fn a_fork_in_the_midst_of_a_round_takes_nothing_apart_wrongly() {
     assert!(forks > 0, "every round ended within a slice");
     model.mesh();
     model.check();
+}
+
+/// Descriptors of frames that this process has.
+fn files() -> Vec<i32> {
+    let all = std::fs::read_dir("/proc/self/fd").unwrap().map(Result::unwrap);
+    let ours = all.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| is_frames(&to)));
+    ours.map(|fd| fd.file_name().to_str().unwrap().parse().unwrap()).collect()
+}
+
+fn is_frames(path: &std::path::Path) -> bool {
+    path.to_string_lossy().contains("memfd:ebbtide lua")
+}
+
+#[test]
+fn a_heap_that_is_closed_leaves_no_descriptor() {
+    in_child(|| {
+        let before = files().len();
+        for seed in 0..3 {
+            let mut model = Model::new(30 + seed);
+            model.sparse(60_000, 60, &[64, 32, 104]);
+            assert!(model.mesh() > 0);
+            assert_eq!(files().len(), before + 1);
+        }
+        assert_eq!(files().len(), before);
+    });
+}
+
+#[test]
+fn what_a_child_did_not_get_is_not_copied_at_its_forks() {
+    in_child(|| {
+        let mut model = Model::new(40);
+        model.sparse(60_000, 60, &[64, 32, 104]);
+        assert!(model.mesh() > 0);
+        // As a program that becomes a daemon does; the pages can only be copied then, which takes that nobody writes.
+        for fd in files() {
+            // SAFETY: nobody relies on the descriptor.
+            assert_eq!(unsafe { close(fd) }, 0);
+        }
+        let (ready, go) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || go.recv());
+        in_child(|| in_child(|| ()));
+        drop(ready);
+        assert!(other.join().unwrap().is_err());
+        model.check();
+    });
+}
+
+#[test]
+fn a_limit_on_files_that_comes_later_is_no_signal() {
+    in_child(|| {
+        let mut model = Model::new(50);
+        model.sparse(60_000, 60, &[64, 32, 104]);
+        assert!(model.mesh() > 0);
+        const FSIZE: i32 = 1;
+        // SAFETY: two words, of which the kernel reads the limit.
+        assert_eq!(unsafe { setrlimit(FSIZE, [4096_u64, 4096].as_ptr()) }, 0);
+        model.sparse(60_000, 60, &[64, 32, 104]);
+        model.mesh();
+        model.check();
+    });
+}
+
+/// What a server loads before it forks its workers stays shared with them: nothing of it is due to be collected or tidied.
+#[test]
+fn a_child_has_nothing_to_do_for_what_was_there() {
+    in_child(|| {
+        let mut model = Model::new(70);
+        (0..50_000).for_each(|_| model.alloc(64));
+        in_child(|| {
+            // SAFETY: this thread is the only one, and the heap is not closed.
+            let (notes, told) = unsafe { (model.state.notes(), model.state.told()) };
+            let flow = told.flow.get();
+            assert!(flow > 3 << 20);
+            assert_eq!((notes.done.load(Relaxed), notes.collected), (flow, flow));
+            assert!(notes.live > 3 << 20);
+        });
+    });
+}
+
+/// The purge thread that is just being started, or is about to end, is not somebody who may be using the heap.
+#[test]
+fn a_child_keeps_its_heaps_whatever_the_purge_thread_does() {
+    for round in 0..60 {
+        in_child(|| {
+            let mut model = Model::new(60 + round);
+            (0..100).for_each(|_| model.alloc(64));
+            let layout = std::alloc::Layout::from_size_align(4000, 8).unwrap();
+            // SAFETY: freed with the layout they were made with.
+            unsafe {
+                let blocks: Vec<_> = (0..2000).map(|_| Ebbtide.alloc(layout)).collect();
+                blocks.into_iter().for_each(|block| Ebbtide.dealloc(block, layout));
+            }
+            in_child(|| assert!(ours().any(|state| state == model.state)));
+        });
+    }
 }
 
 /// Mappings that each differ from their neighbours, until the kernel refuses all but a few.

@@ -67,12 +67,13 @@ impl Frames {
         }
         let free = self.pages.iter().enumerate().skip(self.low as usize).find(|(_, pages)| **pages == 0);
         let Some((frame, _)) = free else { return Err(Errno(12)) };
-        if frame >= self.length as usize {
-            let length = (frame + 1).next_multiple_of(STEP);
-            // Making a file longer than the limit would be a signal and not an error.
-            if sys::file_size_limit() < (length * PAGE) as u64 {
-                return Err(Errno(27));
-            }
+        let grows = frame >= self.length as usize;
+        let length = if grows { (frame + 1).next_multiple_of(STEP) } else { frame + 1 };
+        // Making a file longer than the limit, or writing beyond it, would be a signal and not an error.
+        if sys::file_size_limit() < (length * PAGE) as u64 {
+            return Err(Errno(27));
+        }
+        if grows {
             sys::set_length(file.0, length * PAGE)?;
             self.length = length as u16;
         }

@@ -24,6 +24,8 @@ pub(super) const BINS: usize = CLASSES.next_power_of_two();
 pub(super) const SPARE: usize = 32;
 /// Refills between looks at the clock.
 const OPS_PER_LOOK: u32 = 256;
+/// Pages of other classes between looks at the clock.
+const OTHERS: usize = 256;
 
 /// Where one class's next slot comes from.
 #[derive(Debug, Clone, Copy, Default)]
@@ -341,6 +343,15 @@ impl Heap {
         self.mesh.is_due(self.epoch, self.told.pages.get())
     }
 
+    /// In a forked child: there is nothing to do for what was there before. All of it is the parent's, too, and whatever
+    /// the collector or meshing touched would be copied.
+    pub(crate) fn begin_anew(&mut self) {
+        let flow = self.told.flow.get();
+        let live = self.told.pages.get() * PAGE as u64 + self.told.large.get();
+        (self.notes.cycles, self.notes.collected, self.notes.live) = (0, flow, live);
+        self.notes.done.store(flow, Relaxed);
+    }
+
     /// As if many epochs had gone by.
     pub(crate) fn age(&mut self) {
         self.epoch = self.epoch.wrapping_add(super::mesh::COLD);
@@ -406,13 +417,16 @@ impl Heap {
         }
         let class = class::small_by_eight(size);
         let shape = Class::of(class);
-        for (page, _) in entry::pages_of(self.id, *from).filter(|(_, of)| *of == class) {
+        for (looked, (page, of)) in entry::pages_of(self.id, *from).enumerate() {
             *from = page.index() + 1;
-            let mut live = slots(page.entry().live(shape));
-            if !live.all(|slot| f(page.address() + (slot * shape.size) as usize)) {
-                return Some(false);
+            let is_its = of == class;
+            if is_its {
+                let mut live = slots(page.entry().live(shape));
+                if !live.all(|slot| f(page.address() + (slot * shape.size) as usize)) {
+                    return Some(false);
+                }
             }
-            if sys::now_us() >= until_us {
+            if (is_its || looked % OTHERS == OTHERS - 1) && sys::now_us() >= until_us {
                 return None;
             }
         }

@@ -15,13 +15,14 @@ use super::frames::{self, Frames};
 use super::heap::Heap;
 use super::list;
 use super::told::Told;
-use super::writers::Head;
+use super::writers;
 use crate::bits::CHUNK_PAGES;
 use crate::class::{Class, PAGE, small_by_eight};
 use crate::lock::{Lock, Mutex};
 use crate::map::Page;
 use crate::sys::{self, Errno};
 use core::cmp::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// The largest slots that are meshed: with fewer than sixteen to a page, pages rarely fit.
 const SLOT_MOST: usize = 256;
@@ -38,12 +39,29 @@ const BATCH: usize = 256;
 const STRIPE: usize = 16;
 /// Pages meshed in a step, about: each takes some 6 us.
 const STEP_PAGES: usize = 32;
+/// Pages looked at in a step: each takes up to 1 us.
+const SEARCH_PAGES: usize = 256;
+
+/// Mappings made by pages of a heap that are mapped from files; counted in [`MAPPINGS`], too.
+#[derive(Debug)]
+struct Mappings(u32);
+
+/// Those of all heaps: the kernel's limit is the process's.
+static MAPPINGS: AtomicU32 = AtomicU32::new(0);
+
+impl Mappings {
+    fn change(&mut self, made: u32, gone: u32) {
+        let now = (self.0 + made).saturating_sub(gone);
+        MAPPINGS.fetch_add(now.wrapping_sub(self.0), Relaxed);
+        self.0 = now;
+    }
+}
 
 /// The state of meshing in one heap.
 #[derive(Debug)]
 pub(crate) struct Mesh {
-    /// Mappings made by pages that are mapped from files, and at most.
-    mappings: u32,
+    mappings: Mappings,
+    /// Mappings that those of all heaps may be.
     most: u32,
     /// A round is under way, and where.
     running: bool,
@@ -71,6 +89,8 @@ struct Shared {
 /// Candidates of one class and which share a frame.
 #[derive(Debug)]
 struct Plan {
+    /// No more candidates come; before it was carried out.
+    ready: bool,
     count: u16,
     frames: u16,
     /// The next frame to be made.
@@ -135,6 +155,10 @@ impl Plan {
         join(used, live);
         (*slot, *of) = (page.index() as u32, frame as u16);
         self.count += 1;
+    }
+
+    fn begin(&mut self, class: u8) {
+        (self.ready, self.count, self.frames, self.next, self.class) = (false, 0, 0, 0, class);
     }
 
     fn is_full(&self) -> bool {
@@ -228,7 +252,7 @@ impl Mesh {
             frames::restore(page).is_ok()
         };
         entry.set(ALIASED, false);
-        self.mappings = (self.mappings + boundaries(page)).saturating_sub(before);
+        self.mappings.change(boundaries(page), before);
         done
     }
 
@@ -247,9 +271,17 @@ impl Mesh {
     /// In a child: the file is the parent's, who goes on writing to it: new frames, and what could not be parted.
     pub(crate) fn forked(&self) {
         let mut shared = self.shared.lock();
-        if shared.first == 0 || shared.parted {
-            shared.frames.forget();
+        shared.frames.forget();
+        if !shared.parted {
+            // Another thread's: this process did not get those pages.
+            shared.first = 0;
         }
+    }
+
+    /// The heap has no page any more.
+    pub(crate) fn end(&mut self) {
+        self.shared.lock().frames.forget();
+        self.mappings.change(0, self.mappings.0);
     }
 
     /// After a fork.
@@ -262,16 +294,11 @@ impl Mesh {
 fn is_the_vms(page: Page, class: &Class, live: [u64; 4]) -> bool {
     slots(live).all(|slot| {
         let start = page.address() + (slot * class.size) as usize;
-        let byte = |off: u32| {
-            let at = core::ptr::with_exposed_provenance::<u8>(start + off.min(class.size - 1) as usize);
-            // SAFETY: a byte of the slot, which lies in a page of the heap.
-            unsafe { at.read_volatile() }
-        };
-        let word = |off: usize| {
-            // SAFETY: a slot has 16 bytes at least and is aligned to 8.
-            unsafe { core::ptr::with_exposed_provenance::<u64>(start + off).read_volatile() }
-        };
-        Head { first: word(0), second: word(8) }.is_the_vms(class.size, byte)
+        writers::is_the_vms(class.size, |off| {
+            let at = start + off.min(class.size - 8) as usize;
+            // SAFETY: a word of the slot, which lies in a page of the heap; slots are of 16 bytes at least and of words.
+            unsafe { core::ptr::with_exposed_provenance::<u64>(at).read_volatile() }
+        })
     })
 }
 
@@ -296,8 +323,8 @@ impl Heap {
             }
             let mesh = &mut self.mesh;
             (mesh.running, mesh.class, mesh.page) = (true, 1, 0);
-            (mesh.plan.count, mesh.plan.frames, mesh.plan.next) = (0, 0, 0);
-        } else if self.mesh.plan.next < self.mesh.plan.frames {
+            mesh.plan.begin(1);
+        } else if self.mesh.plan.ready && self.mesh.plan.next < self.mesh.plan.frames {
             if self.carry_out().is_err() {
                 self.put_off();
             }
@@ -335,7 +362,7 @@ impl Heap {
             core::mem::take(&mut shared.first)
         };
         for page in list::each(first) {
-            self.mesh.mappings = (self.mesh.mappings + 2).saturating_sub(boundaries(page));
+            self.mesh.mappings.change(2, boundaries(page));
             page.entry().set(MESHED, false);
             if let Some(class) = page.class_for(self.id) {
                 self.list(page, class);
@@ -351,17 +378,22 @@ impl Heap {
     /// Collects candidates of the round's class, in the order of addresses, and fits them together.
     fn search(&mut self) {
         let class = self.mesh.class;
-        let plan = &mut self.mesh.plan;
-        (plan.count, plan.frames, plan.next, plan.class) = (0, 0, 0, class);
-        for (page, _) in pages_of(self.id, self.mesh.page as usize).filter(|(_, of)| *of == class) {
-            if let Some(live) = self.candidate(page, class) {
+        if self.mesh.plan.ready {
+            self.mesh.plan.begin(class);
+        }
+        for (looked, (page, of)) in pages_of(self.id, self.mesh.page as usize).enumerate() {
+            if of == class
+                && let Some(live) = self.candidate(page, class)
+            {
                 self.mesh.plan.add(page, &live);
             }
-            if self.mesh.plan.is_full() {
+            self.mesh.plan.ready = self.mesh.plan.is_full();
+            if self.mesh.plan.ready || looked + 1 == SEARCH_PAGES {
                 self.mesh.page = page.index() as u32 + 1;
                 return;
             }
         }
+        self.mesh.plan.ready = true;
         (self.mesh.class, self.mesh.page) = (class + 1, 0);
     }
 
@@ -420,7 +452,7 @@ impl Heap {
                 count += 1;
             }
         }
-        if count < 2 || self.mesh.mappings as usize + 2 * count > self.mesh.most as usize {
+        if count < 2 || MAPPINGS.load(Relaxed) as usize + 2 * count > self.mesh.most as usize {
             return Ok(0);
         }
         let pages = || pages.iter().take(count).map(|page| Page::at(*page as usize));
@@ -447,7 +479,10 @@ impl Heap {
     /// beginning to end: a fork in another thread sees all or none.
     fn share(&mut self, pages: impl Iterator<Item = Page>) -> Result<(), Errno> {
         let mut shared = self.mesh.shared.lock();
-        // Refused where a fork in another thread has just parted the others: the file is gone.
+        // A fork in another thread has just parted the others, or all that the kernel did not refuse to.
+        if shared.parted {
+            return Err(Errno(9));
+        }
         let file = shared.frames.file()?;
         let frame = shared.frames.take(file, &self.mesh.bytes)?;
         for (i, page) in pages.enumerate() {
@@ -456,7 +491,7 @@ impl Heap {
             let before = boundaries(page);
             shared.link(page, frame);
             page.entry().set(ALIASED, true);
-            self.mesh.mappings = (self.mesh.mappings + boundaries(page)).saturating_sub(before);
+            self.mesh.mappings.change(boundaries(page), before);
             self.told.meshed.add(1);
             self.told.ever_meshed.add(1);
         }

@@ -31,10 +31,11 @@ pub(crate) use heap::{BINS_AT, Bin};
 pub use told::{Notes, Told};
 
 use crate::lock::Mutex;
+use crate::spawn;
 use crate::stats::COUNT;
 use crate::sys;
 use core::ffi::c_void;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 /// Milliseconds of an epoch, by which pages age.
 const EPOCH_MS: u64 = 5000;
@@ -83,6 +84,10 @@ pub(crate) fn forked() {
     for heap in all().map(State::locked) {
         heap.mesh.forked();
         heap.orphan.store(orphans || heap.orphan.load(Relaxed), Relaxed);
+    }
+    for state in ours() {
+        // SAFETY: it is not closed, and the only thread is here.
+        unsafe { state.heap() }.begin_anew();
     }
 }
 
@@ -162,6 +167,7 @@ impl State {
         // SAFETY: the caller's.
         let heap = unsafe { self.heap() };
         heap.end();
+        heap.mesh.end();
         let _list = LIST.lock();
         CLOSED.remember(&heap.told);
         let next = heap.told.next.load(Relaxed);
@@ -301,11 +307,22 @@ pub fn any_flow(f: impl Fn(u64, u64) -> bool) -> bool {
 
 /// Whether the calling thread is the process's only one, but for the purge thread.
 pub fn alone() -> bool {
-    let keeper = COUNT.keeper.load(SeqCst);
-    let threads = sys::threads();
-    // Only if it is there both before and after was it counted.
-    let same = keeper != 0 && COUNT.keeper.load(SeqCst) == keeper;
-    threads == Some(1) || (threads == Some(2) && same)
+    let with_keeper = || {
+        let keeper = spawn::running();
+        let two = sys::threads() == Some(2);
+        // Only if it is there both before and after was it counted.
+        two && keeper.is_some() && spawn::running() == keeper
+    };
+    let is_counted = || sys::threads() == Some(2);
+    match sys::threads() {
+        Some(1) => true,
+        Some(2) if with_keeper() => true,
+        Some(2) => {
+            spawn::await_end(is_counted);
+            sys::threads() == Some(1) || with_keeper()
+        }
+        _ => false,
+    }
 }
 
 /// The monotonic time in microseconds.
