@@ -218,14 +218,19 @@ pub unsafe fn usable_size(at: *const u8) -> usize {
 pub unsafe fn realloc(at: *mut u8, align: usize, size: usize) -> *mut u8 {
     // SAFETY: the caller's.
     let usable = unsafe { usable_size(at) };
-    // In place while the block is big enough and not more than twice too big; small slots always.
-    if size <= usable && (size >= usable / 2 || usable <= 64) {
+    // In place while the block is big enough and not more than twice too big; small slots always. Pages that are an
+    // eighth of it at least go all the same: whoever shrinks a buffer is told that it has given them back.
+    let stays = size <= usable && (size >= usable / 2 || usable <= 64);
+    if stays && (usable <= SLOT_MAX || usable - size < usable / 8) {
         return at;
     }
     if usable > SLOT_MAX
         && let Some(at) = resize_pages(at, align, usable, size)
     {
         keeper::poke();
+        return at;
+    }
+    if stays {
         return at;
     }
     let new = aligned(align, size);

@@ -32,6 +32,24 @@ fn layouts_up_to_eight_mebibytes_of_alignment() {
 }
 
 #[test]
+fn a_buffer_that_is_cut_by_some_gives_that_back() {
+    for (before, after) in [(200 << 10, 120 << 10), (64 << 20, 40 << 20)] {
+        let mut bytes: Vec<u8> = (0..before).map(|i: usize| i as u8).collect();
+        bytes.truncate(after);
+        bytes.shrink_to_fit();
+        assert!(bytes.iter().enumerate().all(|(i, byte)| *byte == i as u8));
+        // SAFETY: a block of the allocator.
+        let usable = unsafe { ebbtide_malloc::usable_size(bytes.as_mut_ptr()) };
+        assert!(usable < after + after / 8, "{usable} of {before} for {after}");
+        // By less than an eighth it stays as it is.
+        bytes.truncate(usable - usable / 16);
+        bytes.shrink_to_fit();
+        // SAFETY: as above.
+        assert_eq!(unsafe { ebbtide_malloc::usable_size(bytes.as_mut_ptr()) }, usable);
+    }
+}
+
+#[test]
 fn collections_on_threads() {
     let work = |seed: u64| {
         let mut map: HashMap<u64, Vec<u64>> = HashMap::new();
