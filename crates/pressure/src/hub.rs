@@ -61,7 +61,14 @@ impl Hub {
         if let Some(last) = told.last.as_ref().filter(|last| last.level > Level::None) {
             inbox.push(Event { merged: 1, ..last.clone() });
         }
-        told.readers.push(Arc::downgrade(&inbox));
+        let readers = &mut told.readers;
+        if readers.len() == readers.capacity() {
+            // Without events nobody else clears out those that are gone. As much room again as is left makes that rare.
+            readers.retain(|reader| reader.strong_count() > 0);
+            let alive = readers.len();
+            readers.reserve(alive);
+        }
+        readers.push(Arc::downgrade(&inbox));
         Ok(inbox)
     }
 
@@ -165,4 +172,26 @@ impl Inbox {
 /// The data of a mutex, also after a panic: nothing here is left half-done by one.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Kind;
+
+    fn hub() -> Hub {
+        Hub::new(Choice { source: Source::bare(Kind::Nothing), passed_over: Vec::new() })
+    }
+
+    #[test]
+    fn readers_that_come_and_go_without_an_event_leave_nothing() {
+        let hub = hub();
+        let stays: Vec<_> = (0..10).map(|_| hub.reader().unwrap()).collect();
+        for _ in 0..10_000 {
+            hub.reader().unwrap();
+        }
+        let told = lock(&hub.told);
+        assert!(told.readers.len() < 100 && told.readers.capacity() < 100, "{}", told.readers.len());
+        assert_eq!(told.readers.iter().filter_map(Weak::upgrade).count(), stays.len());
+    }
 }
