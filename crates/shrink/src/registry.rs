@@ -154,9 +154,10 @@ impl Registry {
         spawned.map(drop).inspect_err(|_| self.shared.tidy.dismiss())
     }
 
-    /// Watches for memory pressure, by the best source this machine has, and rings at each call for memory; starts the
-    /// [`keeper`](Registry::keeper), too. That there is no source is no error: then nothing rings. It takes three threads
-    /// that sleep: the source's, one that rings, and the keeper.
+    /// Watches for memory pressure, by the best source this machine has, and rings when it begins, gets worse or lasts
+    /// ([`Level::Low`](ebbtide_pressure::Level::Low) only when it begins: a container whose page cache fills its limit
+    /// would be told every 15 s). Starts the [`keeper`](Registry::keeper), too. That there is no source is no error: then
+    /// nothing rings. It takes three threads that sleep: the source's, one that rings, and the keeper.
     ///
     /// # Errors
     /// Where no thread or file descriptor can be had.

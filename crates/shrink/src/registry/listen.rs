@@ -4,7 +4,7 @@
 
 use crate::park;
 use crate::registry::Shared;
-use ebbtide_pressure::Pressure;
+use ebbtide_pressure::{Change, Level, Pressure};
 use std::io;
 use std::pin::pin;
 use std::sync::Weak;
@@ -17,13 +17,23 @@ pub(crate) fn start(pressure: Pressure, registry: Weak<Shared>) -> io::Result<Th
     spawned.map(|handle| handle.thread().clone())
 }
 
+/// Whether owners are to give back. That the level is still low is no reason to: a container whose page cache fills its
+/// limit is told so for as long as it runs, and has nothing more to give than at the onset.
+fn rings(change: Change, level: Level) -> bool {
+    match change {
+        Change::Onset | Change::Rise => true,
+        Change::Still => level > Level::Low,
+        Change::Fall | Change::Release => false,
+    }
+}
+
 fn listen(pressure: &Pressure, registry: &Weak<Shared>) {
     let waker = park::waker();
     let mut context = Context::from_waker(&waker);
     // A pending future that is dropped loses no event; parking ends also when the registry is gone.
     while registry.strong_count() > 0 {
         match pin!(pressure.next()).poll(&mut context) {
-            Poll::Ready(event) if event.is_call() => {
+            Poll::Ready(event) if rings(event.change(), event.level) => {
                 if let Some(registry) = registry.upgrade() {
                     registry.flag();
                 }
@@ -31,5 +41,22 @@ fn listen(pressure: &Pressure, registry: &Weak<Shared>) {
             Poll::Ready(_) => {}
             Poll::Pending => thread::park(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_rings_at_each_call_but_the_reminders_of_a_low_level() {
+        use Level::{Critical, Low, Medium};
+        for level in [Low, Medium, Critical] {
+            assert!(rings(Change::Onset, level), "{level}");
+            assert!(!rings(Change::Fall, level), "{level}");
+        }
+        assert!(rings(Change::Rise, Medium) && rings(Change::Rise, Critical));
+        assert_eq!([Low, Medium, Critical].map(|level| rings(Change::Still, level)), [false, true, true]);
+        assert!(!rings(Change::Release, Level::None));
     }
 }
