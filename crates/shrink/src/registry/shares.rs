@@ -6,6 +6,7 @@
 use crate::history::History;
 use crate::registry::Shared;
 use crate::registry::member::Turn;
+use crate::std_impls::deeper;
 use crate::{Bytes, Job, ShrinkShared};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
@@ -143,7 +144,8 @@ impl List {
             alive
         });
         for share in &mut self.shares {
-            share.slack = share.value.upgrade().map_or(Bytes::ZERO, |value| value.slack_shared());
+            let value = share.value.upgrade();
+            share.slack = value.map_or(Bytes::ZERO, |value| deeper(|| value.slack_shared()));
         }
         self.shares.sort_unstable_by_key(|share| std::cmp::Reverse(share.slack));
         self.next = 0;
