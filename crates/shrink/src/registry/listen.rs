@@ -5,8 +5,9 @@
 use crate::park;
 use crate::registry::Shared;
 use ebbtide_pressure::{Change, Level, Pressure};
+use std::future::Future;
 use std::io;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Weak;
 use std::task::{Context, Poll};
 use std::thread::{self, Thread};
@@ -30,16 +31,19 @@ fn rings(change: Change, level: Level) -> bool {
 fn listen(pressure: &Pressure, registry: &Weak<Shared>) {
     let waker = park::waker();
     let mut context = Context::from_waker(&waker);
-    // A pending future that is dropped loses no event; parking ends also when the registry is gone.
+    let mut next = pressure.next();
+    // Parking ends also when the registry is gone.
     while registry.strong_count() > 0 {
-        match pin!(pressure.next()).poll(&mut context) {
-            Poll::Ready(event) if rings(event.change(), event.level) => {
-                if let Some(registry) = registry.upgrade() {
-                    registry.flag();
-                }
-            }
-            Poll::Ready(_) => {}
-            Poll::Pending => thread::park(),
+        // The same one until it is ready: one that is dropped wakes nobody.
+        let Poll::Ready(event) = Pin::new(&mut next).poll(&mut context) else {
+            thread::park();
+            continue;
+        };
+        next = pressure.next();
+        if rings(event.change(), event.level)
+            && let Some(registry) = registry.upgrade()
+        {
+            registry.flag();
         }
     }
 }
