@@ -91,7 +91,7 @@ impl Registry {
         let shared = Shared {
             bell: Arc::default(),
             policy,
-            tidy: Arc::new(Tidy::new(tidy::APART)),
+            tidy: Arc::new(Tidy::new(tidy::APART, tidy::PATIENCE)),
             own: Arc::new(own),
             shares: Shares::default(),
             totals: Mutex::default(),
@@ -138,7 +138,8 @@ impl Registry {
     /// Starts a thread that wakes sleeping tasks, 64 each millisecond, and asks the allocator to return pages after
     /// cascades, once for all that end together, so that owners need not: glibc's `malloc_trim` takes 0.2 us for each
     /// page it returns. It ends with the registry. Calling this again does nothing. Without a keeper all sleepers are
-    /// woken at once, and the owner that ends last asks, at most ten times a second.
+    /// woken at once, and the owner that ends last asks, or whoever ends more than 200 ms after the first, at most ten
+    /// times a second.
     ///
     /// # Errors
     /// Where no thread can be had.
