@@ -19,6 +19,7 @@ use crate::{Policy, Report, ShrinkShared};
 use bell::Bell;
 use member::{Member, Turn};
 use shares::Shares;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -186,6 +187,12 @@ impl Registry {
     /// What all cascades so far did, together.
     pub fn totals(&self) -> Report {
         self.shared.totals.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("rung", &self.shared.bell.rung()).finish_non_exhaustive()
     }
 }
 
