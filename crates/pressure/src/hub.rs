@@ -61,7 +61,14 @@ impl Hub {
         if let Some(last) = told.last.as_ref().filter(|last| last.level > Level::None) {
             inbox.push(Event { merged: 1, ..last.clone() });
         }
-        told.readers.push(Arc::downgrade(&inbox));
+        let readers = &mut told.readers;
+        if readers.len() == readers.capacity() {
+            // Without events nobody else clears out those that are gone. As much room again as is left makes that rare.
+            readers.retain(|reader| reader.strong_count() > 0);
+            let alive = readers.len();
+            readers.reserve(alive);
+        }
+        readers.push(Arc::downgrade(&inbox));
         Ok(inbox)
     }
 
@@ -87,8 +94,10 @@ pub(crate) struct Inbox {
 #[derive(Debug, Default)]
 struct Unread {
     queue: Queue,
-    /// The tasks that wait for more.
-    tasks: Vec<Waker>,
+    /// Futures that wait for more, by their numbers, and the tasks to be woken.
+    waiting: Vec<(u64, Waker)>,
+    /// How many numbers were given out.
+    numbers: u64,
 }
 
 impl Inbox {
@@ -111,26 +120,48 @@ impl Inbox {
             let _ = rustix::io::write(&self.ready, &1_u64.to_ne_bytes());
             self.more.notify_all();
         }
-        let tasks = std::mem::take(&mut unread.tasks);
+        let waiting = std::mem::take(&mut unread.waiting);
         // An executor may run the task within wake(), and the task read.
         drop(unread);
-        tasks.into_iter().for_each(Waker::wake);
+        waiting.into_iter().for_each(|(_, task)| task.wake());
     }
 
     pub(crate) fn pop(&self) -> Option<Event> {
         self.take(&mut lock(&self.unread))
     }
 
-    /// The next event for a task, which is woken when there is one.
-    pub(crate) fn poll(&self, task: &mut Context<'_>) -> Poll<Event> {
+    /// The next event for a future, whose task is woken when there is one, and which has a number once it waits.
+    pub(crate) fn poll(&self, number: &mut Option<u64>, task: &mut Context<'_>) -> Poll<Event> {
         let mut unread = lock(&self.unread);
         if let Some(event) = self.take(&mut unread) {
             return Poll::Ready(event);
         }
-        if !unread.tasks.iter().any(|known| known.will_wake(task.waker())) {
-            unread.tasks.push(task.waker().clone());
-        }
+        let number = *number.get_or_insert_with(|| {
+            unread.numbers += 1;
+            unread.numbers
+        });
+        let known = unread.waiting.iter_mut().find(|(other, _)| *other == number);
+        let old = match known {
+            Some((_, known)) if known.will_wake(task.waker()) => None,
+            Some((_, known)) => Some(std::mem::replace(known, task.waker().clone())),
+            None => {
+                unread.waiting.push((number, task.waker().clone()));
+                None
+            }
+        };
+        // A task that ends with its last waker may have such a future: see `forget`.
+        drop(unread);
+        drop(old);
         Poll::Pending
+    }
+
+    /// The future with this number is gone.
+    pub(crate) fn forget(&self, number: u64) {
+        let mut unread = lock(&self.unread);
+        let at = unread.waiting.iter().position(|(other, _)| *other == number);
+        let gone = at.map(|at| unread.waiting.swap_remove(at));
+        drop(unread);
+        drop(gone);
     }
 
     fn take(&self, unread: &mut Unread) -> Option<Event> {
@@ -165,4 +196,26 @@ impl Inbox {
 /// The data of a mutex, also after a panic: nothing here is left half-done by one.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Kind;
+
+    fn hub() -> Hub {
+        Hub::new(Choice { source: Source::bare(Kind::Nothing), passed_over: Vec::new() })
+    }
+
+    #[test]
+    fn readers_that_come_and_go_without_an_event_leave_nothing() {
+        let hub = hub();
+        let stays: Vec<_> = (0..10).map(|_| hub.reader().unwrap()).collect();
+        for _ in 0..10_000 {
+            hub.reader().unwrap();
+        }
+        let told = lock(&hub.told);
+        assert!(told.readers.len() < 100 && told.readers.capacity() < 100, "{}", told.readers.len());
+        assert_eq!(told.readers.iter().filter_map(Weak::upgrade).count(), stays.len());
+    }
 }

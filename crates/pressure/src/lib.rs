@@ -13,6 +13,7 @@ mod hub;
 mod judge;
 mod level;
 mod machine;
+mod next;
 mod options;
 mod pressure;
 mod psi;
@@ -23,6 +24,7 @@ mod watch;
 
 pub use event::{Change, Event};
 pub use level::Level;
+pub use next::Next;
 pub use options::Options;
 pub use pressure::Pressure;
 pub use source::{Kind, PassedOver, Source};

@@ -5,7 +5,7 @@
 
 use crate::hub::{Hub, Inbox};
 use crate::watch::{self, Watcher};
-use crate::{Event, Level, Options, PassedOver, Source};
+use crate::{Event, Level, Next, Options, PassedOver, Source};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::io;
 use std::sync::Arc;
@@ -77,6 +77,11 @@ impl Pressure {
         self.watcher.hub()
     }
 
+    /// Where events come in; nothing, in a forked child.
+    pub(crate) fn inbox(&self) -> Option<&Inbox> {
+        (!self.watcher.is_another_process()).then_some(&*self.inbox)
+    }
+
     /// What holds now: one atomic load, from any thread. It may be ahead of the events, which the
     /// [cooldown](Options::cooldown) paces.
     pub fn level(&self) -> Level {
@@ -101,11 +106,12 @@ impl Pressure {
 
     /// The next event if there is one.
     pub fn try_next(&self) -> Option<Event> {
-        if self.watcher.is_another_process() { None } else { self.inbox.pop() }
+        self.inbox()?.pop()
     }
 
     /// The next event, for a task of any async runtime: it is woken by the watcher's thread, and no IO driver is needed.
-    /// Cancel safe: an event that was not returned is not lost. In a forked child it never comes.
+    /// Cancel safe: an event that was not returned is not lost. Whoever drops it is not woken any more. In a forked child
+    /// it never comes.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -120,16 +126,13 @@ impl Pressure {
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn next(&self) -> Event {
-        if self.watcher.is_another_process() {
-            return std::future::pending().await;
-        }
-        std::future::poll_fn(|task| self.inbox.poll(task)).await
+    pub fn next(&self) -> Next<'_> {
+        Next::new(self)
     }
 
     /// Waits for the next event, at most for `timeout`, or without end: for ever, where nothing is watched.
     pub fn wait(&self, timeout: Option<Duration>) -> Option<Event> {
-        if self.watcher.is_another_process() { None } else { self.inbox.wait(timeout) }
+        self.inbox()?.wait(timeout)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The service manager's FIFO and socket, spoken to as systemd's protocol says, and every way in which they end.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
-use ebbtide_pressure::{Change, Kind, Level, Options, Pressure};
+use ebbtide_pressure::{Change, Event, Kind, Level, Next, Options, Pressure};
 use ebbtide_testkit::FakeRoot;
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
@@ -9,7 +9,7 @@ use std::fs::File;
 use std::future::Future;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
@@ -319,15 +319,44 @@ async fn a_task_is_woken() {
     assert_eq!(waiting.await.unwrap(), Change::Release);
 }
 
+/// As select! does, over and over: each time as another task.
+#[test]
+fn who_is_given_up_leaves_no_waker() {
+    struct Task;
+    impl Wake for Task {
+        fn wake(self: Arc<Task>) {}
+    }
+    let (fake, pressure) = on_fifo("5.00");
+    let mut stays = pressure.next();
+    let poll = |next: &mut Next<'_>| {
+        let task = Arc::new(Task);
+        let waker = Waker::from(Arc::clone(&task));
+        assert!(Pin::new(next).poll(&mut Context::from_waker(&waker)).is_pending());
+        task
+    };
+    let first = poll(&mut stays);
+    let given_up: Vec<_> = (0..1000).map(|_| poll(&mut pressure.next())).collect();
+    assert!(given_up.iter().all(|task| Arc::strong_count(task) == 1));
+    // One that goes to another task leaves the first.
+    assert_eq!(Arc::strong_count(&first), 2);
+    let second = poll(&mut stays);
+    assert_eq!([&first, &second].map(Arc::strong_count), [1, 2]);
+    drop(stays);
+    assert_eq!(Arc::strong_count(&second), 1);
+    note(&fake);
+    assert_eq!(pressure.wait(PATIENT).unwrap().change(), Change::Onset);
+}
+
 /// A task that owns the last reader, and is dropped where it is woken: in the watcher's own thread, which must not wait
 /// for itself.
 #[test]
 fn the_thread_may_drop_the_last_reader() {
-    struct Task(Mutex<Option<(Pressure, Sender<()>)>>);
+    type Waiting = Pin<Box<dyn Future<Output = Event> + Send>>;
+    struct Task(Mutex<Option<(Waiting, Sender<()>)>>);
     impl Wake for Task {
         fn wake(self: Arc<Task>) {
-            let (pressure, done) = self.0.lock().unwrap().take().unwrap();
-            drop(pressure);
+            let (waiting, done) = self.0.lock().unwrap().take().unwrap();
+            drop(waiting);
             done.send(()).unwrap();
         }
     }
@@ -335,8 +364,9 @@ fn the_thread_may_drop_the_last_reader() {
     let (send, receive) = channel();
     let task = Arc::new(Task(Mutex::new(None)));
     let waker = Waker::from(Arc::clone(&task));
-    assert!(pin!(pressure.next()).poll(&mut Context::from_waker(&waker)).is_pending());
-    *task.0.lock().unwrap() = Some((pressure, send));
+    let mut waiting: Waiting = Box::pin(async move { pressure.next().await });
+    assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    *task.0.lock().unwrap() = Some((waiting, send));
     note(&fake);
     receive.recv_timeout(Duration::from_secs(60)).unwrap();
 }

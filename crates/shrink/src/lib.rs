@@ -40,5 +40,9 @@ pub use std_impls::SAMPLE;
 pub use traits::{Refused, Shrink, ShrinkShared, Site, Way};
 pub use units::Bytes;
 
+/// What [`Registry::watch`] and [`Registry::connect`] speak of.
+#[cfg(feature = "pressure")]
+#[doc(no_inline)]
+pub use ebbtide_pressure;
 #[cfg(feature = "derive")]
 pub use ebbtide_shrink_derive::{Shrink, ShrinkShared};

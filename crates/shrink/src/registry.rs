@@ -19,6 +19,7 @@ use crate::{Policy, Report, ShrinkShared};
 use bell::Bell;
 use member::{Member, Turn};
 use shares::Shares;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -91,7 +92,7 @@ impl Registry {
         let shared = Shared {
             bell: Arc::default(),
             policy,
-            tidy: Arc::new(Tidy::new(tidy::APART)),
+            tidy: Arc::new(Tidy::new(tidy::APART, tidy::PATIENCE)),
             own: Arc::new(own),
             shares: Shares::default(),
             totals: Mutex::default(),
@@ -138,7 +139,8 @@ impl Registry {
     /// Starts a thread that wakes sleeping tasks, 64 each millisecond, and asks the allocator to return pages after
     /// cascades, once for all that end together, so that owners need not: glibc's `malloc_trim` takes 0.2 us for each
     /// page it returns. It ends with the registry. Calling this again does nothing. Without a keeper all sleepers are
-    /// woken at once, and the owner that ends last asks, at most ten times a second.
+    /// woken at once, and the owner that ends last asks, or whoever ends more than 200 ms after the first, at most ten
+    /// times a second.
     ///
     /// # Errors
     /// Where no thread can be had.
@@ -154,9 +156,10 @@ impl Registry {
         spawned.map(drop).inspect_err(|_| self.shared.tidy.dismiss())
     }
 
-    /// Watches for memory pressure, by the best source this machine has, and rings at each call for memory; starts the
-    /// [`keeper`](Registry::keeper), too. That there is no source is no error: then nothing rings. It takes three threads
-    /// that sleep: the source's, one that rings, and the keeper.
+    /// Watches for memory pressure, by the best source this machine has, and rings when it begins, gets worse or lasts
+    /// ([`Level::Low`](ebbtide_pressure::Level::Low) only when it begins: a container whose page cache fills its limit
+    /// would be told every 15 s). Starts the [`keeper`](Registry::keeper), too. That there is no source is no error: then
+    /// nothing rings. It takes three threads that sleep: the source's, one that rings, and the keeper.
     ///
     /// # Errors
     /// Where no thread or file descriptor can be had.
@@ -184,6 +187,12 @@ impl Registry {
     /// What all cascades so far did, together.
     pub fn totals(&self) -> Report {
         self.shared.totals.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("rung", &self.shared.bell.rung()).finish_non_exhaustive()
     }
 }
 

@@ -34,6 +34,8 @@ use std::time::Duration;
 use tidy::Tidy;
 
 const RUNS: usize = 2000;
+/// For tests in which nobody waits in vain.
+const PATIENT: Duration = Duration::MAX;
 
 /// By both of shuttle's schedulers: at random, and by priorities that change at up to three places.
 fn check(test: fn(), runs: usize) {
@@ -148,7 +150,7 @@ fn after_the_last_cascade_the_allocator_is_asked() {
     let test = || {
         let shared = Arc::new((
             Bell::default(),
-            Tidy::new(Duration::ZERO),
+            Tidy::new(Duration::ZERO, PATIENT),
             AtomicUsize::new(0),
             AtomicBool::new(false),
         ));
@@ -184,7 +186,7 @@ fn after_the_last_cascade_the_allocator_is_asked() {
 #[test]
 fn the_keeper_wakes_every_sleeper() {
     let test = || {
-        let (bell, tidy) = (Arc::new(Bell::default()), Arc::new(Tidy::new(Duration::ZERO)));
+        let (bell, tidy) = (Arc::new(Bell::default()), Arc::new(Tidy::new(Duration::ZERO, PATIENT)));
         assert!(tidy.employ());
         let keeper = {
             let (bell, tidy) = (Arc::clone(&bell), Arc::clone(&tidy));
@@ -202,11 +204,61 @@ fn the_keeper_wakes_every_sleeper() {
     check(test, RUNS);
 }
 
+/// Nor does it wait first until an owner is through that may never be.
+#[test]
+fn the_keeper_wakes_while_it_waits_for_an_owner() {
+    let test = || {
+        let (bell, tidy) = (Arc::new(Bell::default()), Arc::new(Tidy::new(Duration::ZERO, PATIENT)));
+        let asked = Arc::new(AtomicUsize::new(0));
+        assert!(tidy.employ());
+        tidy.begin();
+        tidy.begin();
+        tidy.end(|| unreachable!("there is a keeper"));
+        let keeper = {
+            let (bell, tidy, asked) = (Arc::clone(&bell), Arc::clone(&tidy), Arc::clone(&asked));
+            let ask = move || _ = asked.fetch_add(1, Ordering::SeqCst);
+            thread::spawn(move || tidy.keep(|| bell.wake(thread::yield_now), ask))
+        };
+        let sleeper = sleeper(&bell);
+        for _ in 0..2 {
+            bell.ring();
+            assert!(tidy.rang());
+        }
+        sleeper.join().expect("woke up");
+        assert_eq!(asked.load(Ordering::SeqCst), 0, "one is at work");
+        tidy.end(|| unreachable!("there is a keeper"));
+        while asked.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+        tidy.close();
+        keeper.join().expect("went");
+    };
+    shuttle::check_random(test, RUNS);
+}
+
+/// Without a keeper: one that did a slice and is not heard of again.
+#[test]
+fn an_owner_that_stops_half_way_keeps_nobody_from_asking() {
+    let test = || {
+        let tidy = Tidy::new(Duration::ZERO, Duration::ZERO);
+        let asked = AtomicUsize::new(0);
+        let cascade = || {
+            tidy.begin();
+            tidy.end(|| _ = asked.fetch_add(1, Ordering::SeqCst));
+            asked.load(Ordering::SeqCst)
+        };
+        tidy.begin();
+        assert_eq!(cascade(), 0, "it may be through in a moment");
+        assert_eq!([cascade(), cascade(), cascade()], [1, 1, 2]);
+    };
+    shuttle::check_random(test, 1);
+}
+
 /// With a keeper: it asks after the last end, and goes when the registry does.
 #[test]
 fn the_keeper_misses_no_end() {
     let test = || {
-        let tidy = Arc::new(Tidy::new(Duration::ZERO));
+        let tidy = Arc::new(Tidy::new(Duration::ZERO, PATIENT));
         let (ended, seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         assert!(tidy.employ() && !tidy.employ());
         let keeper = {

@@ -284,7 +284,7 @@ async fn a_wait_that_is_given_up_leaves_nothing() {
 /// Pressure by systemd's protocol, through a FIFO: from the byte in it to the pages given back.
 #[test]
 fn pressure_reaches_the_owner() {
-    use ebbtide_pressure::{Options, Pressure};
+    use ebbtide_shrink::ebbtide_pressure::{Options, Pressure};
     let dir = tempfile::tempdir().unwrap();
     let fifo = dir.path().join("watch");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
@@ -337,6 +337,23 @@ fn pressure_reaches_the_owner() {
 fn resident() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * rustix::param::page_size()
+}
+
+/// Owners may derive it.
+#[test]
+fn handles_can_be_printed() {
+    #[derive(Debug)]
+    struct Owner {
+        registry: Registry,
+        member: Member,
+    }
+    let registry = quiet();
+    let owner = Owner { member: registry.member("list"), registry };
+    owner.registry.flag();
+    let text = format!("{owner:?}");
+    assert!(text.contains("Registry { rung: 1, .. }"), "{text}");
+    assert!(text.contains("Member { name: \"list\", pending: true, .. }"), "{text}");
+    drop(owner.member);
 }
 
 /// What goes into tasks and threads can.

@@ -7,6 +7,7 @@ use crate::history::History;
 use crate::registry::Shared;
 use crate::registry::bell::{Bell, Sleeper};
 use crate::{Job, Policy, Report, Shrink};
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ impl Turn {
 
 /// One owner's place in a [`Registry`](crate::Registry): made by [`Registry::member`](crate::Registry::member), kept
 /// beside the value, polled with the value where the owner chooses.
+#[must_use = "a member does nothing unless it is polled"]
 pub struct Member {
     bell: Arc<Bell>,
     shared: Arc<Shared>,
@@ -126,6 +128,13 @@ impl Member {
     /// nothing. After [`Turn::More`] there is something to do, though not before [`pause`](Member::pause) is over.
     pub fn flagged(&mut self) -> impl Future<Output = ()> + Send + '_ {
         Flagged(self)
+    }
+}
+
+impl fmt::Debug for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, pending) = (&self.name, &(self.bell.rung() != self.seen));
+        f.debug_struct("Member").field("name", name).field("pending", pending).finish_non_exhaustive()
     }
 }
 

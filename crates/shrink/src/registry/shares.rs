@@ -6,6 +6,7 @@
 use crate::history::History;
 use crate::registry::Shared;
 use crate::registry::member::Turn;
+use crate::std_impls::deeper;
 use crate::{Bytes, Job, ShrinkShared};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
@@ -43,6 +44,19 @@ struct Share {
     history: History,
 }
 
+impl Share {
+    fn is_alive(&self) -> bool {
+        self.value.strong_count() > 0
+    }
+
+    /// Its value is gone: so is the cascade over it.
+    fn give_up(&mut self, shared: &Shared) {
+        if self.job.take().is_some() {
+            shared.tidy.end(|| shared.give_back());
+        }
+    }
+}
+
 impl Shares {
     #[inline]
     pub(crate) fn served(&self, rung: u64) -> bool {
@@ -52,7 +66,15 @@ impl Shares {
     pub(crate) fn add(&self, name: &'static str, value: Weak<Value>, rung: u64) {
         let (slack, history) = (Bytes::ZERO, History::default());
         let share = Share { name, value, seen: rung, answers: rung, slack, job: None, history };
-        self.new.lock().unwrap_or_else(PoisonError::into_inner).push(share);
+        let mut new = self.new.lock().unwrap_or_else(PoisonError::into_inner);
+        if new.len() == new.capacity() {
+            // Without pressure nobody else clears out those whose value is gone. As much room again as is left makes
+            // that rare.
+            new.retain(Share::is_alive);
+            let alive = new.len();
+            new.reserve(alive);
+        }
+        new.push(share);
     }
 
     /// Puts those that are new on the list; not, where there is no memory for it now.
@@ -78,7 +100,7 @@ impl Shares {
         let joined = self.join(&mut list);
         let rung = shared.bell.rung();
         list.prepare(rung, shared);
-        let Some((at, value)) = list.pending(rung) else {
+        let Some((at, value)) = list.pending(rung, shared) else {
             if !joined {
                 return Turn::More;
             }
@@ -109,31 +131,92 @@ impl Shares {
 }
 
 impl List {
-    /// Forgets those whose value is gone; at a new onset, has those with the most slack come first.
+    /// At a new onset: forgets those whose value is gone, and has those with the most slack come first.
     fn prepare(&mut self, rung: u64, shared: &Shared) {
-        self.shares.retain(|share| {
-            let alive = share.value.strong_count() > 0;
-            if !alive && share.job.is_some() {
-                shared.tidy.end(|| shared.give_back());
+        if std::mem::replace(&mut self.sorted, rung) == rung {
+            return;
+        }
+        self.shares.retain_mut(|share| {
+            let alive = share.is_alive();
+            if !alive {
+                share.give_up(shared);
             }
             alive
         });
-        if std::mem::replace(&mut self.sorted, rung) != rung {
-            for share in &mut self.shares {
-                share.slack = share.value.upgrade().map_or(Bytes::ZERO, |value| value.slack_shared());
-            }
-            self.shares.sort_unstable_by_key(|share| std::cmp::Reverse(share.slack));
-            self.next = 0;
+        for share in &mut self.shares {
+            let value = share.value.upgrade();
+            share.slack = value.map_or(Bytes::ZERO, |value| deeper(|| value.slack_shared()));
         }
+        self.shares.sort_unstable_by_key(|share| std::cmp::Reverse(share.slack));
+        self.next = 0;
     }
 
     /// The next, from where the turn is, that has something to do.
-    fn pending(&self, rung: u64) -> Option<(usize, Arc<Value>)> {
+    fn pending(&mut self, rung: u64, shared: &Shared) -> Option<(usize, Arc<Value>)> {
         let count = self.shares.len();
         (0..count).map(|n| (self.next + n) % count).find_map(|at| {
-            let share = &self.shares[at];
-            let pending = share.job.is_some() || share.seen != rung;
-            pending.then(|| share.value.upgrade()).flatten().map(|value| (at, value))
+            let share = &mut self.shares[at];
+            if share.job.is_none() && share.seen == rung {
+                return None;
+            }
+            let value = share.value.upgrade();
+            if value.is_none() {
+                share.give_up(shared);
+            }
+            value.map(|value| (at, value))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Policy, Registry};
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Duration;
+
+    /// A registry whose slices are one step each, and how often it has asked the allocator.
+    fn stepwise() -> (Registry, Arc<AtomicUsize>) {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let asks = Arc::clone(&asked);
+        let policy = Policy::new().slice(Duration::ZERO);
+        (Registry::with_allocator(policy, move || _ = asks.fetch_add(1, Ordering::Relaxed)), asked)
+    }
+
+    fn lists() -> Arc<Mutex<Vec<Vec<u8>>>> {
+        Arc::new(Mutex::new((0..10).map(|_| Vec::with_capacity(5000)).collect()))
+    }
+
+    #[test]
+    fn who_comes_and_goes_without_pressure_leaves_nothing() {
+        let (registry, _) = stepwise();
+        let stays: Vec<_> = (0..10).map(|_| lists()).collect();
+        stays.iter().for_each(|value| registry.share("stays", value));
+        for _ in 0..100_000 {
+            registry.share("goes", &Arc::new(Mutex::new(Vec::<u8>::new())));
+        }
+        let new = registry.shared.shares.new.lock().unwrap();
+        assert!(new.len() < 100 && new.capacity() < 100, "{} of {}", new.len(), new.capacity());
+        assert_eq!(new.iter().filter(|share| share.name == "stays").count(), 10);
+    }
+
+    /// Looking through all of them for each slice would make a cascade over many take the square of their number.
+    #[test]
+    fn who_goes_in_a_cascade_is_passed_over_and_cleared_out_at_the_next_ring() {
+        let (registry, asked) = stepwise();
+        let (stays, goes) = (lists(), lists());
+        registry.share("stays", &stays);
+        registry.share("goes", &goes);
+        registry.flag();
+        assert!(registry.poll().is_more() && registry.poll().is_more(), "each has begun");
+        drop(goes);
+        while !matches!(registry.poll(), Turn::Quiet) {}
+        let listed = || registry.shared.shares.list.lock().unwrap().shares.len();
+        assert_eq!((registry.totals().cascades, listed()), (1, 2));
+        // The cascade that nobody ended does not keep the allocator from being asked.
+        assert!(asked.load(Ordering::Relaxed) > 0);
+        registry.flag();
+        registry.poll();
+        assert_eq!(listed(), 1);
     }
 }

@@ -3,15 +3,16 @@
 //! at once.
 //!
 //! Invariants: with a keeper it is asked after each cascade that ends; never by two threads at a time; owners never wait
-//! for it while there is a keeper.
+//! for it while there is a keeper; no owner that stops in the middle of its cascade keeps it from being asked for the
+//! others.
 
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError, pause};
 use std::time::{Duration, Instant};
 
 /// How long nobody must have begun or ended a cascade: an arena is locked while its pages are returned.
 const QUIET: Duration = Duration::from_millis(20);
-/// How long the keeper waits for that at most.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// How long that is waited for at most.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(200);
 /// How long owners leave each other alone. What ends meanwhile is due to the next that ends.
 pub(crate) const APART: Duration = Duration::from_millis(100);
 
@@ -19,6 +20,7 @@ pub(crate) struct Tidy {
     state: Mutex<State>,
     changed: Condvar,
     apart: Duration,
+    patience: Duration,
 }
 
 #[derive(Default)]
@@ -29,8 +31,8 @@ struct State {
     changes: u64,
     /// It rang, and sleepers have not been woken.
     rung: bool,
-    /// One has ended since the allocator was last asked.
-    due: bool,
+    /// When one ended first since the allocator was last asked.
+    due: Option<Instant>,
     /// Somebody is asking it now.
     asking: bool,
     /// When an owner last asked.
@@ -44,8 +46,8 @@ impl Tidy {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn new(apart: Duration) -> Tidy {
-        Tidy { state: Mutex::default(), changed: Condvar::new(), apart }
+    pub(crate) fn new(apart: Duration, patience: Duration) -> Tidy {
+        Tidy { state: Mutex::default(), changed: Condvar::new(), apart, patience }
     }
 
     /// It rang. Whether there is a keeper to wake those who sleep.
@@ -68,18 +70,20 @@ impl Tidy {
         let mut state = self.lock();
         state.working -= 1;
         state.changes += 1;
-        state.due = true;
+        let overdue = state.due.is_some_and(|since| self.overdue(since));
+        state.due.get_or_insert_with(Instant::now);
         if state.kept {
             self.changed.notify_all();
             return;
         }
         let lately = |asked: Instant| asked.elapsed() < self.apart;
         // Whoever is asking now sees `due` when it comes back.
-        if state.working > 0 || state.asking || state.asked.is_some_and(lately) {
+        let wait = state.working > 0 && !overdue;
+        if wait || state.asking || state.asked.is_some_and(lately) {
             return;
         }
         state.asking = true;
-        while std::mem::take(&mut state.due) {
+        while state.due.take().is_some() {
             drop(state);
             ask();
             state = self.lock();
@@ -100,8 +104,10 @@ impl Tidy {
     /// The keeper's work, until the registry is gone.
     pub(crate) fn keep(&self, wake: impl Fn(), ask: impl Fn()) {
         let mut state = self.lock();
+        // Rings do not begin it anew: one that never ends would keep the allocator from being asked.
+        let mut waits = None;
         loop {
-            while !state.due && !state.rung && !state.closed {
+            while state.due.is_none() && !state.rung && !state.closed {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             if state.closed {
@@ -111,27 +117,39 @@ impl Tidy {
                 drop(state);
                 wake();
                 state = self.lock();
+            }
+            if state.due.is_none() {
                 continue;
             }
-            state = self.quiet(state);
-            state.due = false;
+            let since = *waits.get_or_insert_with(Instant::now);
+            state = self.quiet(state, since);
+            // Who sleeps does not wait until others are quiet, and the allocator.
+            if state.rung && !self.overdue(since) {
+                continue;
+            }
+            (state.due, waits) = (None, None);
             drop(state);
             ask();
             state = self.lock();
         }
     }
 
-    /// Waits until nobody is at work, for a moment.
-    fn quiet<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        let begin = Instant::now();
+    /// Waits until nobody is at work, for a moment; or until there is something else to do.
+    fn quiet<'a>(&'a self, mut state: MutexGuard<'a, State>, since: Instant) -> MutexGuard<'a, State> {
         loop {
+            if state.rung || state.closed || self.overdue(since) {
+                return state;
+            }
             let changes = state.changes;
             state = pause(&self.changed, &self.state, state, QUIET);
-            let quiet = state.changes == changes && state.working == 0;
-            if quiet || state.closed || begin.elapsed() >= PATIENCE {
+            if state.changes == changes && state.working == 0 {
                 return state;
             }
         }
+    }
+
+    fn overdue(&self, since: Instant) -> bool {
+        since.elapsed() >= self.patience
     }
 
     /// The registry is gone: the keeper goes, too.
