@@ -88,6 +88,8 @@ impl Bell {
             if list.len() == list.capacity() {
                 // Those whose owners are gone are cleared out where the list would grow, which is rarely.
                 list.retain(|asleep| asleep.strong_count() > 0);
+                let left = list.len();
+                list.reserve(left);
             }
             list.push(Arc::downgrade(asleep));
         }

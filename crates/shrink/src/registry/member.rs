@@ -14,6 +14,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+/// Until the next try where there is no memory for a cascade's bookkeeping.
+const REFUSED: Duration = Duration::from_millis(1);
+
 /// What a poll did; nothing needs to be done about it.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "a box is an allocation in the middle of pressure")]
@@ -90,17 +93,18 @@ impl Member {
 
     #[cold]
     fn turn(&mut self, slice: impl FnOnce(&mut Job) -> bool) -> Turn {
+        if self.next.is_some_and(|next| Instant::now() < next) {
+            return Turn::More;
+        }
         if self.job.is_empty() {
             if self.job.try_reserve_exact(1).is_err() {
+                self.next = Some(Instant::now() + REFUSED);
                 return Turn::More;
             }
             let history = std::mem::take(&mut self.history);
             self.job.push(Job::with_history(self.name, self.policy, history));
             self.answers = self.bell.rung();
             self.shared.tidy.begin();
-        }
-        if self.next.is_some_and(|next| Instant::now() < next) {
-            return Turn::More;
         }
         if let Some(job) = self.job.last_mut()
             && slice(job)
