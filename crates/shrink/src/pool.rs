@@ -1,8 +1,8 @@
 //! A bounded pool of objects.
 //!
-//! Invariants: there are never more objects than the bound; only what the pool made comes back to it (the guard alone
-//! returns, and has no other way in); making, checking, resetting and dropping objects happen outside the lock; a get
-//! and a return of a warm object allocate nothing.
+//! Invariants: there are never more objects than the bound, and one counts until its `Drop` has ended; only what the
+//! pool made comes back to it (the guard alone returns, and has no other way in); making, checking, resetting and
+//! dropping objects happen outside the lock; a get and a return of a warm object allocate nothing.
 
 mod get;
 mod state;
@@ -65,7 +65,7 @@ pub struct Builder<T> {
 }
 
 impl<T> Builder<T> {
-    /// The most objects there are at once, used and idle; at least 1. Default 64.
+    /// The most objects there are at once: used, idle, and until their `Drop` has ended; at least 1. Default 64.
     pub fn most(mut self, most: usize) -> Builder<T> {
         self.inner.state = Mutex::new(State::new(most.max(1)));
         self
@@ -127,11 +127,12 @@ impl<T> Pool<T> {
     /// long.
     pub fn sweep(&self) -> usize {
         let (now, mut dropped) = (Instant::now(), 0);
-        // One at a time, so that it is dropped without the lock.
-        while let Some(_old) = self.inner.expired(now) {
+        loop {
+            // One at a time, so that it is dropped without the lock.
+            let old = self.inner.lock().expired(now, self.inner.idle, self.inner.keep);
+            let Some(_old) = old.map(|idle| self.inner.leaving(idle.value)) else { return dropped };
             dropped += 1;
         }
-        dropped
     }
 
     /// How it stands, and what it did.
@@ -146,8 +147,9 @@ impl<T> Inner<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn expired(&self, now: Instant) -> Option<Idle<T>> {
-        self.lock().expired(now, self.idle, self.keep)
+    /// An object that the state counts as leaving.
+    fn leaving(&self, object: T) -> Leaving<'_, T> {
+        Leaving { _object: object, _place: Vacated { inner: self } }
     }
 
     /// The object for a place that was claimed: the idle one if it is still good, or a new one.
@@ -169,9 +171,8 @@ impl<T> Inner<T> {
     /// A place is free again. The object comes back if its user did not panic and it could be reset.
     fn put_back(&self, mut value: Option<T>) {
         let mut ready = None;
-        let mut broken = value.is_some() && std::thread::panicking();
         if let Some(object) = &mut value
-            && !broken
+            && !std::thread::panicking()
         {
             // What a panic leaves is dropped, so nobody sees it half reset.
             let reset = || {
@@ -179,23 +180,49 @@ impl<T> Inner<T> {
                 (self.size)(object)
             };
             ready = catch_unwind(AssertUnwindSafe(reset)).ok();
-            broken = ready.is_none();
         }
         let now = Instant::now();
-        let back = ready.and_then(|bytes| Some(Idle { value: value.take()?, since: now, bytes }));
-        let (next, refused, expired) = {
+        let mut back = ready.and_then(|bytes| Some(Idle { value: value.take()?, since: now, bytes }));
+        let (next, expired) = {
             let mut state = self.lock();
-            state.stats.broken += u64::from(broken);
-            // A list that cannot grow refuses the object, and the place is free all the same.
-            let room = state.idle.try_reserve(1).is_ok();
-            let (back, refused) = if room { (back, None) } else { (None, back) };
-            let next = state.release(back);
-            (next, refused, state.expired(now, self.idle, self.keep))
+            state.stats.broken += u64::from(value.is_some());
+            if back.is_some() && state.idle.try_reserve(1).is_err() {
+                // A list that cannot grow refuses the object.
+                value = back.take().map(|idle| idle.value);
+            }
+            let next = if value.is_some() {
+                state.leave_out();
+                None
+            } else {
+                state.release(back)
+            };
+            (next, state.expired(now, self.idle, self.keep))
         };
+        let _refused = value.map(|object| self.leaving(object));
+        let _expired = expired.map(|idle| self.leaving(idle.value));
         if let Some(waker) = next {
             waker.wake();
         }
-        drop((refused, expired, value));
+    }
+}
+
+/// An object on its way out, without the lock. Fields are dropped in their order, also if the first one panics.
+struct Leaving<'a, T> {
+    _object: T,
+    _place: Vacated<'a, T>,
+}
+
+/// The place of an object that left: free for another when this is dropped.
+struct Vacated<'a, T> {
+    inner: &'a Inner<T>,
+}
+
+impl<T> Drop for Vacated<'_, T> {
+    fn drop(&mut self) {
+        let next = self.inner.lock().vacate();
+        if let Some(waker) = next {
+            waker.wake();
+        }
     }
 }
 
@@ -278,6 +305,7 @@ impl<T> Site for Spare<'_, T> {
             let Some(dropped) = dropped else { break };
             self.idle -= 1;
             self.idle_bytes = self.idle_bytes - dropped.bytes;
+            drop(self.inner.leaving(dropped.value));
         }
         Ok(())
     }

@@ -1,11 +1,12 @@
 //! The pool: bounds, order, cancellation, panics of its users, and what it gives back.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use ebbtide_shrink::{Bytes, Policy, Pool, shrink_now};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
@@ -122,6 +123,76 @@ fn what_panics_costs_one_object_and_no_place() {
     assert!(user.is_err());
     assert_eq!((pool.stats().out, pool.stats().idle, pool.stats().broken), (0, 0, 2));
     assert!(get().is_ok());
+}
+
+/// An object whose `Drop` says that it has begun, and waits until it may end.
+struct Slow {
+    begun: mpsc::Sender<()>,
+    end: Arc<Mutex<mpsc::Receiver<()>>>,
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.begun.send(()).unwrap();
+        self.end.lock().unwrap().recv().unwrap();
+    }
+}
+
+/// Has another thread drop the only object of a pool in some way, and looks whether there is room for another.
+fn an_object_counts_until_it_is_gone(idle: Duration, work: fn(&Pool<Slow>)) {
+    let ((begun, begins), (end, ends)) = (mpsc::channel(), mpsc::channel());
+    let ends = Arc::new(Mutex::new(ends));
+    let make = move || Slow { begun: begun.clone(), end: Arc::clone(&ends) };
+    let pool = Pool::builder(make).most(1).idle(idle).build();
+    thread::scope(|scope| {
+        let other = scope.spawn(|| work(&pool));
+        begins.recv().unwrap();
+        let mut wait = pin!(pool.get_async());
+        let early = (pool.try_get(), poll(wait.as_mut()));
+        // Every `Drop` may end now, also after a failed assertion.
+        (0..9).for_each(|_| end.send(()).unwrap());
+        _ = other.join();
+        assert!(early.0.is_none() && early.1.is_pending());
+        assert!(poll(wait.as_mut()).is_ready());
+    });
+    // The waiter's was made anew, and not before.
+    assert_eq!((pool.stats().made, pool.stats().out, pool.stats().most_out), (2, 0, 1));
+}
+
+#[test]
+fn a_broken_object_counts_until_it_is_gone() {
+    an_object_counts_until_it_is_gone(Duration::MAX, |pool| {
+        let _object = pool.get();
+        panic!("on purpose");
+    });
+}
+
+#[test]
+fn an_expired_object_counts_until_it_is_gone() {
+    an_object_counts_until_it_is_gone(Duration::ZERO, |pool| drop(pool.get()));
+}
+
+#[test]
+fn an_object_dropped_at_pressure_counts_until_it_is_gone() {
+    an_object_counts_until_it_is_gone(Duration::MAX, |pool| {
+        drop(pool.get());
+        shrink_now(&mut pool.clone(), &Policy::everything());
+    });
+}
+
+#[test]
+fn a_drop_that_panics_frees_its_place() {
+    struct Bad;
+    impl Drop for Bad {
+        fn drop(&mut self) {
+            panic!("on purpose");
+        }
+    }
+    let pool = Pool::builder(|| Bad).most(1).idle(Duration::ZERO).build();
+    for _ in 0..3 {
+        let object = pool.try_get().expect("its place is free");
+        assert!(catch_unwind(AssertUnwindSafe(|| drop(object))).is_err());
+    }
 }
 
 #[test]
