@@ -4,7 +4,7 @@
 //! here allocates, except to record what was found.
 
 use crate::path::{Link, Step};
-use crate::walk::Walk;
+use crate::walk::{Left, Walk};
 use crate::{Policy, Shrink, ShrinkShared, Site, Tuning};
 use std::fmt::Debug;
 
@@ -51,6 +51,20 @@ impl<'a> Cascade<'a> {
                 cascade.walk.offer(&mut site, &link, cascade.tuning);
             }
         });
+    }
+
+    /// Offers one buffer whose `fit` ends where the slice does: each part is a step, with the buffer as it is then.
+    pub(crate) fn in_parts<S: Site>(&mut self, site: impl Fn(Left) -> S) {
+        let taken = self.taken();
+        self.next += taken;
+        let mut begun = taken > 0;
+        while self.step() {
+            let mut site = site(self.walk.left());
+            begun = self.walk.offer_part(&mut site, self.link, self.tuning, begun);
+            if !begun {
+                break;
+            }
+        }
     }
 
     /// Descends into a part that has no name of its own.

@@ -157,6 +157,13 @@ impl Policy {
         let gain = held - left;
         (gain >= self.floor).then_some(Plan { target, gain, left })
     }
+
+    /// The same for the rest of a buffer of which a part was cut: it goes on to the same target, though by now there may
+    /// be less than the factor.
+    pub(crate) fn plan_rest(&self, site: &(impl Site + ?Sized), tuning: Tuning) -> Option<Plan> {
+        let factor = tuning.factor.unwrap_or(self.factor).min(self.to);
+        self.plan(site, Tuning { factor: Some(factor), ..tuning })
+    }
 }
 
 /// What one field says of its own buffer, before the policy.

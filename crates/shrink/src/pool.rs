@@ -10,6 +10,7 @@ mod state;
 pub use get::Get;
 pub use state::Stats;
 
+use crate::walk::Left;
 use crate::{Bytes, Cascade, Refused, Shrink, ShrinkShared, Site, Way};
 use state::{Idle, Place, State};
 use std::ops::{Deref, DerefMut};
@@ -37,7 +38,7 @@ use std::time::{Duration, Instant};
 ///
 /// It gives back: objects idle for longer than [`idle`](Builder::idle), as others are returned or by
 /// [`sweep`](Pool::sweep); and in a cascade, as [`Shrink`] and [`ShrinkShared`], those idle that exceed what is used by
-/// the policy's factor, the longest idle first. Objects that stay are left as they are, because that is what they are
+/// the policy's factor, the longest idle first, in slices. Objects that stay are left as they are, because that is what they are
 /// pooled for; one that has grown too large is cut by `reset`.
 pub struct Pool<T> {
     inner: Arc<Inner<T>>,
@@ -268,9 +269,10 @@ impl<T> Drop for Guard<T> {
     }
 }
 
-/// The idle objects, as one buffer.
+/// The idle objects, as one buffer of which a slice takes a part.
 struct Spare<'a, T> {
     inner: &'a Inner<T>,
+    left: Left,
     used: usize,
     out: usize,
     idle: usize,
@@ -278,10 +280,11 @@ struct Spare<'a, T> {
 }
 
 impl<'a, T> Spare<'a, T> {
-    fn of(inner: &'a Inner<T>) -> Spare<'a, T> {
+    fn of(inner: &'a Inner<T>, left: Left) -> Spare<'a, T> {
         let state = inner.lock();
         let (out, idle) = (state.out, state.idle.len());
-        Spare { inner, used: out.max(inner.keep).min(out + idle), out, idle, idle_bytes: state.idle_bytes }
+        let used = out.max(inner.keep).min(out + idle);
+        Spare { inner, left, used, out, idle, idle_bytes: state.idle_bytes }
     }
 }
 
@@ -299,13 +302,19 @@ impl<T> Site for Spare<'_, T> {
     fn way(&self) -> Way {
         Way::InPlace
     }
+    /// At least one, and no more than is left of the slice.
     fn fit(&mut self, room: usize) -> Result<(), Refused> {
+        let mut given = Bytes::ZERO;
         for _ in 0..self.idle {
             let dropped = self.inner.lock().drop_oldest(room.max(self.inner.keep));
             let Some(dropped) = dropped else { break };
             self.idle -= 1;
             self.idle_bytes = self.idle_bytes - dropped.bytes;
+            given += dropped.bytes;
             drop(self.inner.leaving(dropped.value));
+            if given >= self.left.bytes || self.left.until.is_some_and(|until| Instant::now() >= until) {
+                break;
+            }
         }
         Ok(())
     }
@@ -316,10 +325,10 @@ impl<T> Site for Spare<'_, T> {
 
 impl<T> ShrinkShared for Pool<T> {
     fn slack_shared(&self) -> Bytes {
-        Spare::of(&self.inner).unused()
+        Spare::of(&self.inner, Left { bytes: Bytes::ZERO, until: None }).unused()
     }
     fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
-        cascade.site(&mut Spare::of(&self.inner));
+        cascade.in_parts(|left| Spare::of(&self.inner, left));
     }
 }
 

@@ -59,6 +59,14 @@ impl Round {
     }
 }
 
+/// What is left of a slice.
+#[derive(Clone, Copy)]
+pub(crate) struct Left {
+    pub(crate) bytes: Bytes,
+    /// No end where that is beyond what the clock tells.
+    pub(crate) until: Option<Instant>,
+}
+
 pub(crate) struct Walk {
     pub(crate) policy: Policy,
     pub(crate) history: History,
@@ -219,6 +227,31 @@ impl Walk {
                 }
             }
         }
+    }
+
+    /// The same for a part of a buffer, of which another may have been cut before. Whether this one was.
+    pub(crate) fn offer_part<S: Site>(
+        &mut self,
+        site: &mut S,
+        link: &Link<'_>,
+        tuning: Tuning,
+        begun: bool,
+    ) -> bool {
+        let given = self.given;
+        if self.round.kind == Kind::Measure {
+            // Later walks may take a step for each element.
+            self.round.steps = self.round.steps.saturating_add(site.room() as u64);
+        }
+        if !begun {
+            self.offer(site, link, tuning);
+        } else if let Some(plan) = self.policy.plan_rest(site, tuning) {
+            self.cut(site, plan, site.way(), link);
+        }
+        self.given > given
+    }
+
+    pub(crate) fn left(&self) -> Left {
+        Left { bytes: self.policy.slice_bytes - self.given, until: self.began.checked_add(self.policy.slice) }
     }
 
     fn cut<S: Site + ?Sized>(&mut self, site: &mut S, plan: Plan, way: Way, link: &Link<'_>) {

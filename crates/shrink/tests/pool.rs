@@ -1,7 +1,7 @@
 //! The pool: bounds, order, cancellation, panics of its users, and what it gives back.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use ebbtide_shrink::{Bytes, Policy, Pool, shrink_now};
+use ebbtide_shrink::{Bytes, Job, Policy, Pool, shrink_now};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
@@ -230,6 +230,37 @@ fn pressure_takes_what_exceeds_the_use() {
     let report = shrink_now(&mut pool.clone(), &Policy::everything());
     assert_eq!((report.returned, pool.stats().idle, pool.stats().dropped), (Bytes(80_000), 2, 18));
     assert_eq!(report.places[0].kind, "Pool");
+}
+
+#[test]
+fn pressure_takes_a_slice_at_a_time() {
+    let pool = |most: usize| {
+        let pool = Pool::builder(|| ()).most(most).size(|()| Bytes::from_mib(1)).build();
+        let mut out: Vec<_> = (0..most).map(|_| pool.get()).collect();
+        out.truncate(10);
+        (pool, out)
+    };
+    let slices = |pool: &mut Pool<()>, policy| {
+        let mut job = Job::new("pool", policy);
+        let (mut longest, mut more) = (Bytes::ZERO, true);
+        while more {
+            let before = job.report().returned;
+            more = job.slice(pool);
+            longest = longest.max(job.report().returned - before);
+        }
+        (longest, job.into_report().slack)
+    };
+    let (mut many, out) = pool(64);
+    let policy = Policy::new().slice(Duration::MAX).slice_bytes(Bytes::from_mib(4));
+    assert_eq!(slices(&mut many, policy), (Bytes::from_mib(4), Bytes::from_mib(54)));
+    // 13 for 10 in use, as in one go: that it came below the factor in between does not end it.
+    assert_eq!(many.stats().idle, 3);
+    drop(out);
+
+    // One for each slice, however many that are, and however little that is of what else there is.
+    let (mut many, _out) = pool(3000);
+    assert_eq!(slices(&mut many, Policy::new().slice(Duration::ZERO)).0, Bytes::from_mib(1));
+    assert_eq!(many.stats().idle, 3);
 }
 
 #[test]
