@@ -90,12 +90,22 @@ impl<'a> Cascade<'a> {
         self.child(Step::Field(name), tuning, shrink);
     }
 
-    /// Descends into each element of a sequence.
+    /// Descends into each element of a sequence. What earlier slices took is passed over by the iterator's `nth`, which
+    /// should leap, as a slice's does: where it goes step by step, getting there may take most of each slice.
     pub fn elements<'e, T: Shrink + 'e>(&mut self, elements: impl IntoIterator<Item = &'e mut T>) {
         if !T::is_flat() {
             self.each(elements.into_iter().enumerate(), |cascade, (index, element)| {
                 cascade.child(Step::Index(index), Tuning::NONE, |cascade| element.shrink(cascade));
             });
+        }
+    }
+
+    /// The same for what can only be gone through from its beginning, as a list of nodes: a slice that has far to go
+    /// lasts longer.
+    pub(crate) fn nodes<'e, T: Shrink + 'e>(&mut self, nodes: impl IntoIterator<Item = &'e mut T>) {
+        if !T::is_flat() {
+            self.walk.passed(self.taken());
+            self.elements(nodes);
         }
     }
 

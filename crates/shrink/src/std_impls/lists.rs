@@ -130,7 +130,7 @@ impl<T: Shrink> Shrink for LinkedList<T> {
         slack_of(self.len(), self.iter())
     }
     fn shrink(&mut self, cascade: &mut Cascade<'_>) {
-        cascade.elements(self.iter_mut());
+        cascade.nodes(self.iter_mut());
     }
 }
 

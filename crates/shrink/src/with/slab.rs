@@ -46,7 +46,7 @@ impl<T: Shrink> Shrink for Slab<T> {
         self.bytes(self.capacity() - self.len()) + slack_of(self.len(), values)
     }
     fn shrink(&mut self, cascade: &mut Cascade<'_>) {
-        cascade.elements(self.iter_mut().map(|(_, value)| value));
+        cascade.nodes(self.iter_mut().map(|(_, value)| value));
         if self.is_empty() || cascade.policy().may_abort {
             cascade.site(self);
         }
