@@ -126,8 +126,8 @@ pub trait Site {
 pub enum Way {
     /// The allocator cuts off its end: no second buffer.
     InPlace,
-    /// A smaller one is made before the old one goes: done after everything that is cut in place, and only up to
-    /// [`Policy::transient`](crate::Policy::transient).
+    /// A smaller one is made before the old one goes, or it takes as long as if it were: done after everything that is
+    /// cut in place, and only up to [`Policy::transient`](crate::Policy::transient).
     Copies,
 }
 
