@@ -6,7 +6,7 @@
 use crate::path::{Link, Step};
 use crate::walk::{Left, Walk};
 use crate::{Policy, Shrink, ShrinkShared, Site, Tuning};
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 
 /// Steps from the root beyond which values are not looked at: a list of boxes, each in the one before, is as deep as
 /// it is long, and the stack is not.
@@ -23,6 +23,17 @@ pub struct Cascade<'a> {
     depth: usize,
     next: usize,
     tuning: Tuning,
+}
+
+impl fmt::Debug for Cascade<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Cascade { depth, next, tuning, .. } = self;
+        f.debug_struct("Cascade")
+            .field("depth", depth)
+            .field("next", next)
+            .field("tuning", tuning)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<'a> Cascade<'a> {
@@ -115,6 +126,14 @@ impl<'a> Cascade<'a> {
             self.each(elements.into_iter().enumerate(), |cascade, (index, element)| {
                 cascade.child(Step::Index(index), Tuning::NONE, |cascade| element.shrink_shared(cascade));
             });
+        }
+    }
+
+    /// The same for what can only be gone through from its beginning.
+    pub(crate) fn nodes_shared<'e, T: ShrinkShared + 'e>(&mut self, nodes: impl IntoIterator<Item = &'e T>) {
+        if !T::is_flat_shared() {
+            self.walk.passed(self.taken());
+            self.elements_shared(nodes);
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 /// What to give back, and how fast. The defaults, and how they were measured, are in
 /// [`guide::thresholds`](crate::guide::thresholds).
+#[must_use = "a policy is a value: what changes it returns a changed one"]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policy {
     pub(crate) factor: f64,
@@ -167,6 +168,7 @@ impl Policy {
 }
 
 /// What one field says of its own buffer, before the policy.
+#[must_use = "a tuning is a value: what changes it returns a changed one"]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tuning {
     pub(crate) keep: usize,

@@ -13,6 +13,7 @@ pub use state::Stats;
 use crate::walk::Left;
 use crate::{Bytes, Cascade, Refused, Shrink, ShrinkShared, Site, Way};
 use state::{Idle, Place, State};
+use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -50,6 +51,12 @@ impl<T> Clone for Pool<T> {
     }
 }
 
+impl<T> fmt::Debug for Pool<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
 pub(crate) struct Inner<T> {
     state: Mutex<State<T>>,
     make: Box<dyn Fn() -> T + Send + Sync>,
@@ -61,8 +68,16 @@ pub(crate) struct Inner<T> {
 }
 
 /// How a pool is to be: made by [`Pool::builder`].
+#[must_use = "a pool is made by `build`"]
 pub struct Builder<T> {
     inner: Inner<T>,
+}
+
+impl<T> fmt::Debug for Builder<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { keep, idle, .. } = &self.inner;
+        f.debug_struct("Builder").field("keep", keep).field("idle", idle).finish_non_exhaustive()
+    }
 }
 
 impl<T> Builder<T> {
@@ -237,6 +252,7 @@ pub struct Guard<T> {
 
 impl<T> Guard<T> {
     /// Takes the object out for good; the pool may make another one in its place.
+    #[must_use = "to give the object back, drop the guard"]
     pub fn detach(mut self) -> T {
         handed_out(self.value.take())
     }
@@ -260,6 +276,12 @@ impl<T> Deref for Guard<T> {
 impl<T> DerefMut for Guard<T> {
     fn deref_mut(&mut self) -> &mut T {
         handed_out(self.value.as_mut())
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Guard<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
     }
 }
 

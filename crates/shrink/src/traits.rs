@@ -123,6 +123,7 @@ pub trait Site {
 
 /// How a buffer becomes smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Way {
     /// The allocator cuts off its end: no second buffer.
     InPlace,

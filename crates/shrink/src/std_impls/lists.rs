@@ -135,6 +135,16 @@ impl<T: Shrink> Shrink for LinkedList<T> {
     }
 }
 
+/// A list of locks.
+impl<T: ShrinkShared> ShrinkShared for LinkedList<T> {
+    fn slack_shared(&self) -> Bytes {
+        slack_of_shared(self.len(), self.iter())
+    }
+    fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
+        cascade.nodes_shared(self);
+    }
+}
+
 /// Descends into the values. The tree itself has nothing to give back: it frees nodes as they empty and merges those
 /// less than half full, so at least five in eleven slots are in use; packing it tighter means building a second one
 /// by calls that abort where memory is refused.
