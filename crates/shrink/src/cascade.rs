@@ -4,9 +4,9 @@
 //! here allocates, except to record what was found.
 
 use crate::path::{Link, Step};
-use crate::walk::Walk;
+use crate::walk::{Left, Walk};
 use crate::{Policy, Shrink, ShrinkShared, Site, Tuning};
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 
 /// Steps from the root beyond which values are not looked at: a list of boxes, each in the one before, is as deep as
 /// it is long, and the stack is not.
@@ -23,6 +23,17 @@ pub struct Cascade<'a> {
     depth: usize,
     next: usize,
     tuning: Tuning,
+}
+
+impl fmt::Debug for Cascade<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Cascade { depth, next, tuning, .. } = self;
+        f.debug_struct("Cascade")
+            .field("depth", depth)
+            .field("next", next)
+            .field("tuning", tuning)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<'a> Cascade<'a> {
@@ -53,6 +64,20 @@ impl<'a> Cascade<'a> {
         });
     }
 
+    /// Offers one buffer whose `fit` ends where the slice does: each part is a step, with the buffer as it is then.
+    pub(crate) fn in_parts<S: Site>(&mut self, site: impl Fn(Left) -> S) {
+        let taken = self.taken();
+        self.next += taken;
+        let mut begun = taken > 0;
+        while self.step() {
+            let mut site = site(self.walk.left());
+            begun = self.walk.offer_part(&mut site, self.link, self.tuning, begun);
+            if !begun {
+                break;
+            }
+        }
+    }
+
     /// Descends into a part that has no name of its own.
     pub fn part(&mut self, shrink: impl FnOnce(&mut Cascade<'_>)) {
         if self.step() && self.deeper() {
@@ -76,12 +101,22 @@ impl<'a> Cascade<'a> {
         self.child(Step::Field(name), tuning, shrink);
     }
 
-    /// Descends into each element of a sequence.
+    /// Descends into each element of a sequence. What earlier slices took is passed over by the iterator's `nth`, which
+    /// should leap, as a slice's does: where it goes step by step, getting there may take most of each slice.
     pub fn elements<'e, T: Shrink + 'e>(&mut self, elements: impl IntoIterator<Item = &'e mut T>) {
         if !T::is_flat() {
             self.each(elements.into_iter().enumerate(), |cascade, (index, element)| {
                 cascade.child(Step::Index(index), Tuning::NONE, |cascade| element.shrink(cascade));
             });
+        }
+    }
+
+    /// The same for what can only be gone through from its beginning, as a list of nodes: a slice that has far to go
+    /// lasts longer.
+    pub(crate) fn nodes<'e, T: Shrink + 'e>(&mut self, nodes: impl IntoIterator<Item = &'e mut T>) {
+        if !T::is_flat() {
+            self.walk.passed(self.taken());
+            self.elements(nodes);
         }
     }
 
@@ -91,6 +126,14 @@ impl<'a> Cascade<'a> {
             self.each(elements.into_iter().enumerate(), |cascade, (index, element)| {
                 cascade.child(Step::Index(index), Tuning::NONE, |cascade| element.shrink_shared(cascade));
             });
+        }
+    }
+
+    /// The same for what can only be gone through from its beginning.
+    pub(crate) fn nodes_shared<'e, T: ShrinkShared + 'e>(&mut self, nodes: impl IntoIterator<Item = &'e T>) {
+        if !T::is_flat_shared() {
+            self.walk.passed(self.taken());
+            self.elements_shared(nodes);
         }
     }
 

@@ -7,6 +7,7 @@ use crate::history::History;
 use crate::path::{Link, Step};
 use crate::walk::Walk;
 use crate::{Policy, Report, Shrink, ShrinkShared};
+use std::fmt;
 use std::time::{Duration, Instant};
 
 /// One cascade that is done slice by slice, for owners that want no [`Registry`](crate::Registry).
@@ -22,11 +23,23 @@ use std::time::{Duration, Instant};
 /// }
 /// assert!(job.report().returned.0 > 999 * 4000);
 /// ```
+#[must_use = "a job works in its slices only"]
 pub struct Job {
     name: &'static str,
     walk: Walk,
     took: Duration,
     done: bool,
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Job { name, walk, done, .. } = self;
+        f.debug_struct("Job")
+            .field("name", name)
+            .field("done", done)
+            .field("report", &walk.report)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Job {

@@ -55,6 +55,7 @@ impl<M: AsRef<[u8]>> Mapped<M> {
     }
 
     /// How long a part must not have been handed out to be given back. Default 10 s.
+    #[must_use = "it returns the mapping with its time changed"]
     pub fn idle(mut self, idle: Duration) -> Mapped<M> {
         self.idle = idle;
         self

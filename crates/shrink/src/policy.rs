@@ -8,6 +8,7 @@ use std::time::Duration;
 
 /// What to give back, and how fast. The defaults, and how they were measured, are in
 /// [`guide::thresholds`](crate::guide::thresholds).
+#[must_use = "a policy is a value: what changes it returns a changed one"]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policy {
     pub(crate) factor: f64,
@@ -157,9 +158,17 @@ impl Policy {
         let gain = held - left;
         (gain >= self.floor).then_some(Plan { target, gain, left })
     }
+
+    /// The same for the rest of a buffer of which a part was cut: it goes on to the same target, though by now there may
+    /// be less than the factor.
+    pub(crate) fn plan_rest(&self, site: &(impl Site + ?Sized), tuning: Tuning) -> Option<Plan> {
+        let factor = tuning.factor.unwrap_or(self.factor).min(self.to);
+        self.plan(site, Tuning { factor: Some(factor), ..tuning })
+    }
 }
 
 /// What one field says of its own buffer, before the policy.
+#[must_use = "a tuning is a value: what changes it returns a changed one"]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tuning {
     pub(crate) keep: usize,

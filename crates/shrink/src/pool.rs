@@ -1,8 +1,8 @@
 //! A bounded pool of objects.
 //!
-//! Invariants: there are never more objects than the bound; only what the pool made comes back to it (the guard alone
-//! returns, and has no other way in); making, checking, resetting and dropping objects happen outside the lock; a get
-//! and a return of a warm object allocate nothing.
+//! Invariants: there are never more objects than the bound, and one counts until its `Drop` has ended; only what the
+//! pool made comes back to it (the guard alone returns, and has no other way in); making, checking, resetting and
+//! dropping objects happen outside the lock; a get and a return of a warm object allocate nothing.
 
 mod get;
 mod state;
@@ -10,8 +10,10 @@ mod state;
 pub use get::Get;
 pub use state::Stats;
 
+use crate::walk::Left;
 use crate::{Bytes, Cascade, Refused, Shrink, ShrinkShared, Site, Way};
 use state::{Idle, Place, State};
+use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,7 +39,7 @@ use std::time::{Duration, Instant};
 ///
 /// It gives back: objects idle for longer than [`idle`](Builder::idle), as others are returned or by
 /// [`sweep`](Pool::sweep); and in a cascade, as [`Shrink`] and [`ShrinkShared`], those idle that exceed what is used by
-/// the policy's factor, the longest idle first. Objects that stay are left as they are, because that is what they are
+/// the policy's factor, the longest idle first, in slices. Objects that stay are left as they are, because that is what they are
 /// pooled for; one that has grown too large is cut by `reset`.
 pub struct Pool<T> {
     inner: Arc<Inner<T>>,
@@ -46,6 +48,12 @@ pub struct Pool<T> {
 impl<T> Clone for Pool<T> {
     fn clone(&self) -> Pool<T> {
         Pool { inner: Arc::clone(&self.inner) }
+    }
+}
+
+impl<T> fmt::Debug for Pool<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("stats", &self.stats()).finish_non_exhaustive()
     }
 }
 
@@ -60,12 +68,20 @@ pub(crate) struct Inner<T> {
 }
 
 /// How a pool is to be: made by [`Pool::builder`].
+#[must_use = "a pool is made by `build`"]
 pub struct Builder<T> {
     inner: Inner<T>,
 }
 
+impl<T> fmt::Debug for Builder<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { keep, idle, .. } = &self.inner;
+        f.debug_struct("Builder").field("keep", keep).field("idle", idle).finish_non_exhaustive()
+    }
+}
+
 impl<T> Builder<T> {
-    /// The most objects there are at once, used and idle; at least 1. Default 64.
+    /// The most objects there are at once: used, idle, and until their `Drop` has ended; at least 1. Default 64.
     pub fn most(mut self, most: usize) -> Builder<T> {
         self.inner.state = Mutex::new(State::new(most.max(1)));
         self
@@ -127,11 +143,12 @@ impl<T> Pool<T> {
     /// long.
     pub fn sweep(&self) -> usize {
         let (now, mut dropped) = (Instant::now(), 0);
-        // One at a time, so that it is dropped without the lock.
-        while let Some(_old) = self.inner.expired(now) {
+        loop {
+            // One at a time, so that it is dropped without the lock.
+            let old = self.inner.lock().expired(now, self.inner.idle, self.inner.keep);
+            let Some(_old) = old.map(|idle| self.inner.leaving(idle.value)) else { return dropped };
             dropped += 1;
         }
-        dropped
     }
 
     /// How it stands, and what it did.
@@ -146,8 +163,9 @@ impl<T> Inner<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn expired(&self, now: Instant) -> Option<Idle<T>> {
-        self.lock().expired(now, self.idle, self.keep)
+    /// An object that the state counts as leaving.
+    fn leaving(&self, object: T) -> Leaving<'_, T> {
+        Leaving { _object: object, _place: Vacated { inner: self } }
     }
 
     /// The object for a place that was claimed: the idle one if it is still good, or a new one.
@@ -169,9 +187,8 @@ impl<T> Inner<T> {
     /// A place is free again. The object comes back if its user did not panic and it could be reset.
     fn put_back(&self, mut value: Option<T>) {
         let mut ready = None;
-        let mut broken = value.is_some() && std::thread::panicking();
         if let Some(object) = &mut value
-            && !broken
+            && !std::thread::panicking()
         {
             // What a panic leaves is dropped, so nobody sees it half reset.
             let reset = || {
@@ -179,23 +196,49 @@ impl<T> Inner<T> {
                 (self.size)(object)
             };
             ready = catch_unwind(AssertUnwindSafe(reset)).ok();
-            broken = ready.is_none();
         }
         let now = Instant::now();
-        let back = ready.and_then(|bytes| Some(Idle { value: value.take()?, since: now, bytes }));
-        let (next, refused, expired) = {
+        let mut back = ready.and_then(|bytes| Some(Idle { value: value.take()?, since: now, bytes }));
+        let (next, expired) = {
             let mut state = self.lock();
-            state.stats.broken += u64::from(broken);
-            // A list that cannot grow refuses the object, and the place is free all the same.
-            let room = state.idle.try_reserve(1).is_ok();
-            let (back, refused) = if room { (back, None) } else { (None, back) };
-            let next = state.release(back);
-            (next, refused, state.expired(now, self.idle, self.keep))
+            state.stats.broken += u64::from(value.is_some());
+            if back.is_some() && state.idle.try_reserve(1).is_err() {
+                // A list that cannot grow refuses the object.
+                value = back.take().map(|idle| idle.value);
+            }
+            let next = if value.is_some() {
+                state.leave_out();
+                None
+            } else {
+                state.release(back)
+            };
+            (next, state.expired(now, self.idle, self.keep))
         };
+        let _refused = value.map(|object| self.leaving(object));
+        let _expired = expired.map(|idle| self.leaving(idle.value));
         if let Some(waker) = next {
             waker.wake();
         }
-        drop((refused, expired, value));
+    }
+}
+
+/// An object on its way out, without the lock. Fields are dropped in their order, also if the first one panics.
+struct Leaving<'a, T> {
+    _object: T,
+    _place: Vacated<'a, T>,
+}
+
+/// The place of an object that left: free for another when this is dropped.
+struct Vacated<'a, T> {
+    inner: &'a Inner<T>,
+}
+
+impl<T> Drop for Vacated<'_, T> {
+    fn drop(&mut self) {
+        let next = self.inner.lock().vacate();
+        if let Some(waker) = next {
+            waker.wake();
+        }
     }
 }
 
@@ -209,6 +252,7 @@ pub struct Guard<T> {
 
 impl<T> Guard<T> {
     /// Takes the object out for good; the pool may make another one in its place.
+    #[must_use = "to give the object back, drop the guard"]
     pub fn detach(mut self) -> T {
         handed_out(self.value.take())
     }
@@ -235,15 +279,22 @@ impl<T> DerefMut for Guard<T> {
     }
 }
 
+impl<T: fmt::Debug> fmt::Debug for Guard<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
 impl<T> Drop for Guard<T> {
     fn drop(&mut self) {
         self.inner.put_back(self.value.take());
     }
 }
 
-/// The idle objects, as one buffer.
+/// The idle objects, as one buffer of which a slice takes a part.
 struct Spare<'a, T> {
     inner: &'a Inner<T>,
+    left: Left,
     used: usize,
     out: usize,
     idle: usize,
@@ -251,10 +302,11 @@ struct Spare<'a, T> {
 }
 
 impl<'a, T> Spare<'a, T> {
-    fn of(inner: &'a Inner<T>) -> Spare<'a, T> {
+    fn of(inner: &'a Inner<T>, left: Left) -> Spare<'a, T> {
         let state = inner.lock();
         let (out, idle) = (state.out, state.idle.len());
-        Spare { inner, used: out.max(inner.keep).min(out + idle), out, idle, idle_bytes: state.idle_bytes }
+        let used = out.max(inner.keep).min(out + idle);
+        Spare { inner, left, used, out, idle, idle_bytes: state.idle_bytes }
     }
 }
 
@@ -272,12 +324,19 @@ impl<T> Site for Spare<'_, T> {
     fn way(&self) -> Way {
         Way::InPlace
     }
+    /// At least one, and no more than is left of the slice.
     fn fit(&mut self, room: usize) -> Result<(), Refused> {
+        let mut given = Bytes::ZERO;
         for _ in 0..self.idle {
             let dropped = self.inner.lock().drop_oldest(room.max(self.inner.keep));
             let Some(dropped) = dropped else { break };
             self.idle -= 1;
             self.idle_bytes = self.idle_bytes - dropped.bytes;
+            given += dropped.bytes;
+            drop(self.inner.leaving(dropped.value));
+            if given >= self.left.bytes || self.left.until.is_some_and(|until| Instant::now() >= until) {
+                break;
+            }
         }
         Ok(())
     }
@@ -288,10 +347,10 @@ impl<T> Site for Spare<'_, T> {
 
 impl<T> ShrinkShared for Pool<T> {
     fn slack_shared(&self) -> Bytes {
-        Spare::of(&self.inner).unused()
+        Spare::of(&self.inner, Left { bytes: Bytes::ZERO, until: None }).unused()
     }
     fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
-        cascade.site(&mut Spare::of(&self.inner));
+        cascade.in_parts(|left| Spare::of(&self.inner, left));
     }
 }
 

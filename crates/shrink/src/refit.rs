@@ -6,9 +6,17 @@
 //! Invariant: the elements are the same before and after, whatever the allocator answers.
 #![allow(unsafe_code)]
 
-use crate::Refused;
+use crate::{Refused, Way};
 use std::alloc::{Layout, realloc};
 use std::mem::ManuallyDrop;
+
+/// What std's own `System` makes a second block for, where blocks are resized.
+const ALIGNED: usize = 16;
+
+/// How a vector's buffer is cut, as far as its type tells: an allocator may copy of its own accord.
+pub(crate) const fn way<T>() -> Way {
+    if align_of::<T>() > ALIGNED { Way::Copies } else { Way::InPlace }
+}
 
 /// Cuts the vector's buffer to room for `room` elements, or as many as it holds.
 ///

@@ -40,7 +40,7 @@ pub struct Report {
     pub too_large_to_copy: usize,
     /// Values deeper in the tree than [`DEEPEST`](crate::DEEPEST) steps, which were not looked at.
     pub too_deep: usize,
-    /// The largest second buffer that existed for a moment.
+    /// The largest second buffer that existed for a moment, or heap that was compared as one.
     pub transient: Bytes,
     /// Slices it took.
     pub slices: u64,

@@ -8,7 +8,10 @@ mod text;
 mod wrappers;
 
 #[allow(unused_imports, reason = "shared with the features' modules, none of which may be there")]
-pub(crate) use {hash::keyed, hash::table, hash::table_bytes, locks::lock, plain::flat, plain::flat_shared};
+pub(crate) use {
+    hash::keyed, hash::table, hash::table_bytes, locks::lock, plain::flat, plain::flat_shared,
+    wrappers::here, wrappers::through, wrappers::through_shared,
+};
 
 use crate::{Bytes, DEEPEST, Shrink, ShrinkShared};
 use std::cell::Cell;

@@ -123,11 +123,12 @@ pub trait Site {
 
 /// How a buffer becomes smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Way {
     /// The allocator cuts off its end: no second buffer.
     InPlace,
-    /// A smaller one is made before the old one goes: done after everything that is cut in place, and only up to
-    /// [`Policy::transient`](crate::Policy::transient).
+    /// A smaller one is made before the old one goes, or it takes as long as if it were: done after everything that is
+    /// cut in place, and only up to [`Policy::transient`](crate::Policy::transient).
     Copies,
 }
 

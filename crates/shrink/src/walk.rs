@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 const SPREAD: usize = 16;
 /// Steps between looks at the clock, which costs about as much as these steps.
 const CLOCK_EVERY: u64 = 16;
-/// What it takes to pass over an entry of a map, which can only be gone through from its beginning (1.4 ns measured).
+/// What it takes to pass over an entry of a map or a node of a list, which can only be gone through from its beginning (1.4 ns measured).
 /// Where that is most of a slice, as much again is worked, or the time would go into getting there; it is reckoned, not
 /// measured, because other work on the machine would count, too.
 const PASSING: Duration = Duration::from_nanos(2);
@@ -59,6 +59,14 @@ impl Round {
     }
 }
 
+/// What is left of a slice.
+#[derive(Clone, Copy)]
+pub(crate) struct Left {
+    pub(crate) bytes: Bytes,
+    /// No end where that is beyond what the clock tells.
+    pub(crate) until: Option<Instant>,
+}
+
 pub(crate) struct Walk {
     pub(crate) policy: Policy,
     pub(crate) history: History,
@@ -80,7 +88,7 @@ pub(crate) struct Walk {
     /// When the cascade began, and this slice of it.
     begin: Instant,
     began: Instant,
-    /// Entries of maps that this slice passed over to get to where the last one ended.
+    /// Entries of maps and nodes of lists that this slice passed over to get to where the last one ended.
     passed: u32,
     given: Bytes,
     /// Steps of this slice that no earlier slice took.
@@ -170,7 +178,7 @@ impl Walk {
         if depth < self.resume { self.cursor[depth].saturating_sub(step) } else { 0 }
     }
 
-    /// So many entries of a map were passed over one by one.
+    /// So many entries of a map or nodes of a list were passed over one by one.
     pub(crate) fn passed(&mut self, entries: usize) {
         self.passed = self.passed.saturating_add(u32::try_from(entries).unwrap_or(u32::MAX));
     }
@@ -219,6 +227,31 @@ impl Walk {
                 }
             }
         }
+    }
+
+    /// The same for a part of a buffer, of which another may have been cut before. Whether this one was.
+    pub(crate) fn offer_part<S: Site>(
+        &mut self,
+        site: &mut S,
+        link: &Link<'_>,
+        tuning: Tuning,
+        begun: bool,
+    ) -> bool {
+        let given = self.given;
+        if self.round.kind == Kind::Measure {
+            // Later walks may take a step for each element.
+            self.round.steps = self.round.steps.saturating_add(site.room() as u64);
+        }
+        if !begun {
+            self.offer(site, link, tuning);
+        } else if let Some(plan) = self.policy.plan_rest(site, tuning) {
+            self.cut(site, plan, site.way(), link);
+        }
+        self.given > given
+    }
+
+    pub(crate) fn left(&self) -> Left {
+        Left { bytes: self.policy.slice_bytes - self.given, until: self.began.checked_add(self.policy.slice) }
     }
 
     fn cut<S: Site + ?Sized>(&mut self, site: &mut S, plan: Plan, way: Way, link: &Link<'_>) {
@@ -304,5 +337,36 @@ impl Walk {
         self.look = true;
         self.spent |= self.fresh > 0 && self.used_up();
         self.spent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::Step;
+    use crate::{Cascade, Shrink};
+    use std::collections::{BTreeMap, LinkedList};
+
+    /// How many entries the fifth slice says it passed over, where each takes one.
+    fn passed(mut value: impl Shrink) -> u32 {
+        let mut walk = Walk::new(Policy::new().slice(Duration::ZERO), History::default());
+        let link = Link { up: None, step: Step::Root("value") };
+        for _ in 0..5 {
+            walk.begin_slice();
+            value.shrink(&mut Cascade::root(&mut walk, &link));
+        }
+        walk.passed
+    }
+
+    /// Or slices of a long list would be spent on getting to where the last one ended.
+    #[test]
+    fn what_cannot_leap_says_how_far_it_went() {
+        let lists = || (0..100).map(|_| Vec::<u8>::new());
+        let way = passed(lists().enumerate().collect::<BTreeMap<_, _>>());
+        assert!(way > 0);
+        assert_eq!(passed(lists().collect::<LinkedList<_>>()), way);
+        #[cfg(feature = "slab")]
+        assert_eq!(passed(lists().enumerate().collect::<slab::Slab<_>>()), way);
+        assert_eq!(passed(lists().collect::<Vec<_>>()), 0);
     }
 }

@@ -7,7 +7,7 @@ use ebbtide_shrink::{
 };
 use proptest::prelude::*;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -79,6 +79,27 @@ fn the_largest_first_and_what_copies_last() {
     assert_eq!(*log.borrow(), [4, 5, 2, 0, 1, 3]);
     assert_eq!((report.cut, report.returned), (6, Bytes(6105 * kib)));
     assert_eq!(report.spots[0].path, "[4]");
+}
+
+/// What takes as long as a copy is bounded as one: a heap's elements are compared, and what is aligned to more than 16
+/// bytes is copied by the allocator.
+#[test]
+fn what_takes_as_long_as_a_copy_is_bounded_as_one() {
+    #[repr(align(64))]
+    struct Line([u8; 64]);
+    let mut heap = BinaryHeap::with_capacity(1000);
+    heap.extend(0..100_u64);
+    let mut lines = Vec::with_capacity(1000);
+    lines.extend((0..100).map(|n| Line([n; 64])));
+    let mut queue = VecDeque::from(Vec::<u64>::with_capacity(1000));
+    queue.extend(0..100);
+    let tight = Policy::new().transient(Bytes(999));
+    let report = shrink_now(&mut heap, &tight);
+    assert_eq!((report.too_large_to_copy, report.cut), (1, 0));
+    assert_eq!((lines.way(), queue.way()), (Way::Copies, Way::InPlace));
+    assert!(lines.fit(100).is_ok() && lines.iter().enumerate().all(|(n, line)| line.0 == [n as u8; 64]));
+    assert_eq!(shrink_now(&mut heap, &Policy::new()).returned, Bytes(875 * 8));
+    assert_eq!(shrink_now(&mut queue, &tight).returned, Bytes(875 * 8));
 }
 
 proptest! {

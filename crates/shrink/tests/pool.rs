@@ -1,11 +1,12 @@
 //! The pool: bounds, order, cancellation, panics of its users, and what it gives back.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use ebbtide_shrink::{Bytes, Policy, Pool, shrink_now};
+use ebbtide_shrink::{Bytes, Job, Policy, Pool, shrink_now};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
@@ -124,6 +125,76 @@ fn what_panics_costs_one_object_and_no_place() {
     assert!(get().is_ok());
 }
 
+/// An object whose `Drop` says that it has begun, and waits until it may end.
+struct Slow {
+    begun: mpsc::Sender<()>,
+    end: Arc<Mutex<mpsc::Receiver<()>>>,
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.begun.send(()).unwrap();
+        self.end.lock().unwrap().recv().unwrap();
+    }
+}
+
+/// Has another thread drop the only object of a pool in some way, and looks whether there is room for another.
+fn an_object_counts_until_it_is_gone(idle: Duration, work: fn(&Pool<Slow>)) {
+    let ((begun, begins), (end, ends)) = (mpsc::channel(), mpsc::channel());
+    let ends = Arc::new(Mutex::new(ends));
+    let make = move || Slow { begun: begun.clone(), end: Arc::clone(&ends) };
+    let pool = Pool::builder(make).most(1).idle(idle).build();
+    thread::scope(|scope| {
+        let other = scope.spawn(|| work(&pool));
+        begins.recv().unwrap();
+        let mut wait = pin!(pool.get_async());
+        let early = (pool.try_get(), poll(wait.as_mut()));
+        // Every `Drop` may end now, also after a failed assertion.
+        (0..9).for_each(|_| end.send(()).unwrap());
+        _ = other.join();
+        assert!(early.0.is_none() && early.1.is_pending());
+        assert!(poll(wait.as_mut()).is_ready());
+    });
+    // The waiter's was made anew, and not before.
+    assert_eq!((pool.stats().made, pool.stats().out, pool.stats().most_out), (2, 0, 1));
+}
+
+#[test]
+fn a_broken_object_counts_until_it_is_gone() {
+    an_object_counts_until_it_is_gone(Duration::MAX, |pool| {
+        let _object = pool.get();
+        panic!("on purpose");
+    });
+}
+
+#[test]
+fn an_expired_object_counts_until_it_is_gone() {
+    an_object_counts_until_it_is_gone(Duration::ZERO, |pool| drop(pool.get()));
+}
+
+#[test]
+fn an_object_dropped_at_pressure_counts_until_it_is_gone() {
+    an_object_counts_until_it_is_gone(Duration::MAX, |pool| {
+        drop(pool.get());
+        shrink_now(&mut pool.clone(), &Policy::everything());
+    });
+}
+
+#[test]
+fn a_drop_that_panics_frees_its_place() {
+    struct Bad;
+    impl Drop for Bad {
+        fn drop(&mut self) {
+            panic!("on purpose");
+        }
+    }
+    let pool = Pool::builder(|| Bad).most(1).idle(Duration::ZERO).build();
+    for _ in 0..3 {
+        let object = pool.try_get().expect("its place is free");
+        assert!(catch_unwind(AssertUnwindSafe(|| drop(object))).is_err());
+    }
+}
+
 #[test]
 fn what_is_no_longer_good_is_made_anew() {
     let pool = Pool::builder(|| 0_u32).check(|uses| *uses < 3).reset(|uses| *uses += 1).build();
@@ -159,6 +230,37 @@ fn pressure_takes_what_exceeds_the_use() {
     let report = shrink_now(&mut pool.clone(), &Policy::everything());
     assert_eq!((report.returned, pool.stats().idle, pool.stats().dropped), (Bytes(80_000), 2, 18));
     assert_eq!(report.places[0].kind, "Pool");
+}
+
+#[test]
+fn pressure_takes_a_slice_at_a_time() {
+    let pool = |most: usize| {
+        let pool = Pool::builder(|| ()).most(most).size(|()| Bytes::from_mib(1)).build();
+        let mut out: Vec<_> = (0..most).map(|_| pool.get()).collect();
+        out.truncate(10);
+        (pool, out)
+    };
+    let slices = |pool: &mut Pool<()>, policy| {
+        let mut job = Job::new("pool", policy);
+        let (mut longest, mut more) = (Bytes::ZERO, true);
+        while more {
+            let before = job.report().returned;
+            more = job.slice(pool);
+            longest = longest.max(job.report().returned - before);
+        }
+        (longest, job.into_report().slack)
+    };
+    let (mut many, out) = pool(64);
+    let policy = Policy::new().slice(Duration::MAX).slice_bytes(Bytes::from_mib(4));
+    assert_eq!(slices(&mut many, policy), (Bytes::from_mib(4), Bytes::from_mib(54)));
+    // 13 for 10 in use, as in one go: that it came below the factor in between does not end it.
+    assert_eq!(many.stats().idle, 3);
+    drop(out);
+
+    // One for each slice, however many that are, and however little that is of what else there is.
+    let (mut many, _out) = pool(3000);
+    assert_eq!(slices(&mut many, Policy::new().slice(Duration::ZERO)).0, Bytes::from_mib(1));
+    assert_eq!(many.stats().idle, 3);
 }
 
 #[test]

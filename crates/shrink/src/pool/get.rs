@@ -4,6 +4,7 @@
 
 use crate::park;
 use crate::pool::{Guard, Inner, Pool};
+use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -25,6 +26,12 @@ impl<T> Future for Get<'_, T> {
         let this = &mut *self;
         let place = this.inner.lock().wait(&mut this.number, context.waker());
         place.map_or(Poll::Pending, |place| Poll::Ready(Inner::fill(this.inner, place)))
+    }
+}
+
+impl<T> fmt::Debug for Get<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Get").field("in_line", &self.number.is_some()).finish_non_exhaustive()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Who has an object, which are idle, who waits: what is under the pool's lock. No user's code runs here.
 //!
-//! Invariants: `out + idle <= most`; so many waiters are granted as have a place to take (`granted <= most - out`), and
-//! there are others only if all places are granted, so that nobody who comes later is served earlier.
+//! Invariants: `out + leaving + idle <= most`; so many waiters are granted as have a place to take (`granted <= free`),
+//! and there are others only if all places are granted, so that nobody who comes later is served earlier.
 
 use crate::Bytes;
 use std::collections::VecDeque;
@@ -15,6 +15,8 @@ pub(crate) struct State<T> {
     pub(crate) idle_bytes: Bytes,
     /// Places taken: objects that are used, made or looked at.
     pub(crate) out: usize,
+    /// Places of objects that are being dropped: taken until they are gone.
+    leaving: usize,
     /// In the order they came; numbers rise.
     waiters: VecDeque<Waiter>,
     granted: usize,
@@ -75,6 +77,7 @@ impl<T> State<T> {
             idle: VecDeque::new(),
             idle_bytes: Bytes::ZERO,
             out: 0,
+            leaving: 0,
             waiters: VecDeque::new(),
             granted: 0,
             next: 0,
@@ -83,9 +86,14 @@ impl<T> State<T> {
         }
     }
 
+    /// Places to be taken, with idle objects in some of them.
+    fn free(&self) -> usize {
+        self.most - self.out - self.leaving
+    }
+
     /// A place, if there is one that no waiter has been granted.
     pub(crate) fn claim(&mut self) -> Option<Place<T>> {
-        (self.most - self.out > self.granted).then(|| self.take())
+        (self.free() > self.granted).then(|| self.take())
     }
 
     fn take(&mut self) -> Place<T> {
@@ -149,9 +157,21 @@ impl<T> State<T> {
         self.grant()
     }
 
+    /// The object of a place that was taken does not come back: it is to be dropped.
+    pub(crate) fn leave_out(&mut self) {
+        self.out -= 1;
+        self.leaving += 1;
+    }
+
+    /// An object that was leaving is gone. Whom to wake.
+    pub(crate) fn vacate(&mut self) -> Option<Waker> {
+        self.leaving -= 1;
+        self.grant()
+    }
+
     /// Grants a free place to the first in line that has none.
     fn grant(&mut self) -> Option<Waker> {
-        if self.most - self.out <= self.granted {
+        if self.free() <= self.granted {
             return None;
         }
         // The granted ones stand in front of the others, but for those who left.
@@ -161,19 +181,20 @@ impl<T> State<T> {
         Some(waiter.waker.clone())
     }
 
-    /// The longest idle one, to be dropped, if it has been for so long, and there are more than `keep` objects.
+    /// The longest idle one, to be dropped as by `drop_oldest`, if it has been idle for so long.
     pub(crate) fn expired(&mut self, now: Instant, idle: Duration, keep: usize) -> Option<Idle<T>> {
         let old = self.idle.front().is_some_and(|i| now.saturating_duration_since(i.since) >= idle);
         if old { self.drop_oldest(keep) } else { None }
     }
 
-    /// The longest idle one, to be dropped, if there are more than `keep` objects.
+    /// The longest idle one, to be dropped, if there are more than `keep` objects, and nobody was granted its place.
     pub(crate) fn drop_oldest(&mut self, keep: usize) -> Option<Idle<T>> {
-        if self.out + self.idle.len() <= keep {
+        if self.out + self.idle.len() <= keep || self.free() <= self.granted {
             return None;
         }
         let idle = self.idle.pop_front()?;
         self.idle_bytes = self.idle_bytes - idle.bytes;
+        self.leaving += 1;
         self.stats.dropped += 1;
         Some(idle)
     }

@@ -9,10 +9,8 @@
 //! A hash function that panics loses the elements that were not moved yet, as in std's own `extend(drain())`; it has
 //! hashed each of them before.
 
-use crate::std_impls::slack_of_shared;
-use crate::{Bytes, Cascade, ShrinkShared};
+use crate::Bytes;
 use std::collections::{HashMap, HashSet};
-use std::fmt::Debug;
 
 /// What hashbrown's table takes with room for so many elements of this size: buckets (a power of two, at most seven
 /// eighths full), a control byte for each, and 16 more (hashbrown 0.15 to 0.17 on x86_64 and aarch64).
@@ -62,7 +60,7 @@ macro_rules! table {
     };
 }
 
-/// Implements `Shrink` for a map and a set that are `Site`s, given some of the map's values to measure.
+/// Implements both traits for a map and a set that are `Site`s, given some of the map's values to measure.
 macro_rules! keyed {
     ($map:ident, $set:ident, $this:ident => $few:expr) => {
         /// Keys cannot be changed, so only values are descended into. Needs `Debug` keys, for the report, and a hasher
@@ -91,6 +89,22 @@ macro_rules! keyed {
                 cascade.site(self);
             }
         }
+
+        /// A map of locks.
+        impl<K: std::fmt::Debug, V: $crate::ShrinkShared, S> $crate::ShrinkShared for $map<K, V, S> {
+            fn slack_shared(&self) -> $crate::Bytes {
+                let $this = self;
+                $crate::std_impls::slack_of_shared(self.len(), $few)
+            }
+            fn shrink_shared(&self, cascade: &mut $crate::Cascade<'_>) {
+                cascade.entries_shared(self);
+            }
+        }
+
+        $crate::std_impls::flat_shared! {
+            /// Elements of a set cannot be changed.
+            [T, S] $set<T, S>
+        }
     };
 }
 
@@ -99,13 +113,3 @@ pub(crate) use {keyed, table};
 table!(HashMap<K, V>, "HashMap", K, (K, V), this => this.capacity());
 table!(HashSet<T>, "HashSet", T, T, this => this.capacity());
 keyed!(HashMap, HashSet, this => this.values());
-
-/// A map of locks.
-impl<K: Debug, V: ShrinkShared, S> ShrinkShared for HashMap<K, V, S> {
-    fn slack_shared(&self) -> Bytes {
-        slack_of_shared(self.len(), self.values())
-    }
-    fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
-        cascade.entries_shared(self);
-    }
-}

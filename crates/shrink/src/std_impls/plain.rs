@@ -20,7 +20,8 @@ macro_rules! flat {
 
 /// Implements [`ShrinkShared`](crate::ShrinkShared) by giving back nothing.
 macro_rules! flat_shared {
-    ($([$($generics:tt)*] $type:ty),* $(,)?) => {$(
+    ($($(#[$why:meta])* [$($generics:tt)*] $type:ty),* $(,)?) => {$(
+        $(#[$why])*
         impl<$($generics)*> $crate::ShrinkShared for $type {
             fn slack_shared(&self) -> $crate::Bytes {
                 $crate::Bytes::ZERO
@@ -37,7 +38,7 @@ pub(crate) use {flat, flat_shared};
 
 use crate::{Bytes, Cascade, Shrink, ShrinkShared};
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -52,10 +53,16 @@ flat! {
     [] i8, [] i16, [] i32, [] i64, [] i128, [] isize,
     [] u8, [] u16, [] u32, [] u64, [] u128, [] usize,
     [] std::num::NonZeroU8, [] std::num::NonZeroU16, [] std::num::NonZeroU32, [] std::num::NonZeroU64,
-    [] std::num::NonZeroUsize, [] std::num::NonZeroI32, [] std::num::NonZeroI64,
+    [] std::num::NonZeroU128, [] std::num::NonZeroUsize, [] std::num::NonZeroI8, [] std::num::NonZeroI16,
+    [] std::num::NonZeroI32, [] std::num::NonZeroI64, [] std::num::NonZeroI128, [] std::num::NonZeroIsize,
     [] atomic::AtomicBool, [] atomic::AtomicU8, [] atomic::AtomicU16, [] atomic::AtomicU32, [] atomic::AtomicU64,
     [] atomic::AtomicUsize, [] atomic::AtomicI8, [] atomic::AtomicI16, [] atomic::AtomicI32, [] atomic::AtomicI64,
     [] atomic::AtomicIsize,
+    /// Belongs to whoever knows what it points to.
+    [T] atomic::AtomicPtr<T>,
+    [R] fn() -> R, [A, R] fn(A) -> R, [A, B, R] fn(A, B) -> R, [A, B, C, R] fn(A, B, C) -> R,
+    [A, B, C, D, R] fn(A, B, C, D) -> R,
+    [] std::sync::Condvar, [] std::sync::Barrier, [] std::sync::Once,
     [] Duration, [] Instant, [] SystemTime,
     [] IpAddr, [] Ipv4Addr, [] Ipv6Addr, [] SocketAddr, [] SocketAddrV4, [] SocketAddrV6,
     [] std::fs::File, [] std::net::TcpListener, [] std::net::TcpStream, [] std::net::UdpSocket,
@@ -101,4 +108,8 @@ macro_rules! flat_unsized {
 }
 
 flat_unsized!(str, CStr, OsStr, Path);
-flat_shared! { [] String, [] PathBuf, [] OsString, [T] Cell<T> }
+flat_shared! {
+    [] String, [] PathBuf, [] OsString, [T] Cell<T>,
+    /// Elements may not be changed in place, as their order could be by that.
+    [T] BinaryHeap<T>,
+}

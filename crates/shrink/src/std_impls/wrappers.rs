@@ -3,18 +3,21 @@
 use crate::std_impls::deeper;
 use crate::{Bytes, Cascade, Shrink, ShrinkShared};
 use std::borrow::Cow;
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, LazyCell, OnceCell};
+use std::mem::ManuallyDrop;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
+/// Implements `Shrink` for what holds at most one value, from how that is got by reference and by its owner.
 macro_rules! through {
     ($([$($generics:tt)*] $type:ty, $flat:expr, $measure:ident, $this:ident => $by_ref:expr, $by_mut:expr;)*) => {$(
-        impl<$($generics)*> Shrink for $type {
-            fn slack(&self) -> Bytes {
+        impl<$($generics)*> $crate::Shrink for $type {
+            fn slack(&self) -> $crate::Bytes {
                 let $this = self;
-                $by_ref.map_or(Bytes::ZERO, |inner| $measure(|| inner.slack()))
+                $by_ref.map_or($crate::Bytes::ZERO, |inner| $measure(|| inner.slack()))
             }
-            fn shrink(&mut self, cascade: &mut Cascade<'_>) {
+            fn shrink(&mut self, cascade: &mut $crate::Cascade<'_>) {
                 let $this = self;
                 if let Some(inner) = $by_mut {
                     inner.shrink(cascade);
@@ -28,7 +31,7 @@ macro_rules! through {
 }
 
 /// Measures what lies within.
-fn here(slack: impl FnOnce() -> Bytes) -> Bytes {
+pub(crate) fn here(slack: impl FnOnce() -> Bytes) -> Bytes {
     slack()
 }
 
@@ -38,6 +41,10 @@ through! {
     [T: Shrink + ?Sized] &mut T, false, deeper, this => Some(&**this), Some(&mut **this);
     [T: Shrink] OnceCell<T>, T::is_flat(), here, this => this.get(), this.get_mut();
     [T: Shrink] OnceLock<T>, T::is_flat(), here, this => this.get(), this.get_mut();
+    [T: Shrink, F] LazyCell<T, F>, T::is_flat(), here, this => LazyCell::get(this), LazyCell::get_mut(this);
+    [T: Shrink, F] LazyLock<T, F>, T::is_flat(), here, this => LazyLock::get(this), LazyLock::get_mut(this);
+    [T: Shrink + Unpin + ?Sized] Pin<Box<T>>, false, deeper, this => Some(&**this), Some(this.as_mut().get_mut());
+    [T: Shrink] ManuallyDrop<T>, T::is_flat(), here, this => Some(&**this), Some(&mut **this);
     [T: Shrink] std::num::Wrapping<T>, T::is_flat(), here, this => Some(&this.0), Some(&mut this.0);
     [T: Shrink] std::cmp::Reverse<T>, T::is_flat(), here, this => Some(&this.0), Some(&mut this.0);
 }
@@ -70,6 +77,21 @@ impl<T: Shrink, E: Shrink> Shrink for Result<T, E> {
     }
 }
 
+impl<T: ShrinkShared, E: ShrinkShared> ShrinkShared for Result<T, E> {
+    fn slack_shared(&self) -> Bytes {
+        self.as_ref().map_or_else(ShrinkShared::slack_shared, ShrinkShared::slack_shared)
+    }
+    fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
+        match self {
+            Ok(value) => value.shrink_shared(cascade),
+            Err(error) => error.shrink_shared(cascade),
+        }
+    }
+    fn is_flat_shared() -> bool {
+        T::is_flat_shared() && E::is_flat_shared()
+    }
+}
+
 /// What is borrowed belongs to another owner.
 impl<B: ToOwned<Owned: Shrink> + ?Sized> Shrink for Cow<'_, B> {
     fn slack(&self) -> Bytes {
@@ -81,6 +103,21 @@ impl<B: ToOwned<Owned: Shrink> + ?Sized> Shrink for Cow<'_, B> {
     fn shrink(&mut self, cascade: &mut Cascade<'_>) {
         if let Cow::Owned(value) = self {
             value.shrink(cascade);
+        }
+    }
+}
+
+/// What is borrowed belongs to another owner.
+impl<B: ToOwned<Owned: ShrinkShared> + ?Sized> ShrinkShared for Cow<'_, B> {
+    fn slack_shared(&self) -> Bytes {
+        match self {
+            Cow::Borrowed(_) => Bytes::ZERO,
+            Cow::Owned(value) => value.slack_shared(),
+        }
+    }
+    fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
+        if let Cow::Owned(value) = self {
+            value.shrink_shared(cascade);
         }
     }
 }
@@ -110,33 +147,40 @@ macro_rules! pointers {
 }
 pointers!(Rc, Arc);
 
-impl<T: ShrinkShared + ?Sized> ShrinkShared for Box<T> {
-    fn slack_shared(&self) -> Bytes {
-        deeper(|| (**self).slack_shared())
-    }
-    fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
-        (**self).shrink_shared(cascade);
-    }
-}
-
+/// Implements `ShrinkShared` for what holds at most one value, from how that is got by reference.
 macro_rules! through_shared {
-    ($($type:ident: $get:ident),*) => {$(
-        impl<T: ShrinkShared> ShrinkShared for $type<T> {
-            fn slack_shared(&self) -> Bytes {
-                self.$get().map_or(Bytes::ZERO, T::slack_shared)
+    ($([$($generics:tt)*] $type:ty, $flat:expr, $measure:ident, $this:ident => $by_ref:expr;)*) => {$(
+        impl<$($generics)*> $crate::ShrinkShared for $type {
+            fn slack_shared(&self) -> $crate::Bytes {
+                let $this = self;
+                $by_ref.map_or($crate::Bytes::ZERO, |inner| $measure(|| inner.slack_shared()))
             }
-            fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
-                if let Some(inner) = self.$get() {
+            fn shrink_shared(&self, cascade: &mut $crate::Cascade<'_>) {
+                let $this = self;
+                if let Some(inner) = $by_ref {
                     inner.shrink_shared(cascade);
                 }
             }
             fn is_flat_shared() -> bool {
-                T::is_flat_shared()
+                $flat
             }
         }
     )*};
 }
-through_shared!(Option: as_ref, OnceCell: get, OnceLock: get);
+
+through_shared! {
+    [T: ShrinkShared] Option<T>, T::is_flat_shared(), here, this => this.as_ref();
+    [T: ShrinkShared + ?Sized] Box<T>, false, deeper, this => Some(&**this);
+    [T: ShrinkShared + ?Sized] Pin<Box<T>>, false, deeper, this => Some(&**this);
+    [T: ShrinkShared] OnceCell<T>, T::is_flat_shared(), here, this => this.get();
+    [T: ShrinkShared] OnceLock<T>, T::is_flat_shared(), here, this => this.get();
+    [T: ShrinkShared, F] LazyCell<T, F>, T::is_flat_shared(), here, this => LazyCell::get(this);
+    [T: ShrinkShared, F] LazyLock<T, F>, T::is_flat_shared(), here, this => LazyLock::get(this);
+    [T: ShrinkShared] ManuallyDrop<T>, T::is_flat_shared(), here, this => Some(&**this);
+}
+
+#[allow(unused_imports, reason = "shared with the features' modules, none of which may be there")]
+pub(crate) use {through, through_shared};
 
 macro_rules! tuples {
     ($(($($name:ident $index:tt),+))*) => {$(
@@ -174,4 +218,8 @@ tuples! {
     (A 0, B 1, C 2, D 3, E 4, F 5)
     (A 0, B 1, C 2, D 3, E 4, F 5, G 6)
     (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7)
+    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8)
+    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9)
+    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9, K 10)
+    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9, K 10, L 11)
 }

@@ -3,7 +3,7 @@
 //! A `BytesMut` that was split shares its storage with the other parts, which it does not tell: then the copy is all
 //! that changes hands, and the storage goes with its last part. A `Bytes` is fixed, and shared.
 
-use crate::std_impls::flat;
+use crate::std_impls::{flat, flat_shared};
 use crate::{Bytes as Size, Cascade, Refused, Shrink, Site};
 use bytes::{Bytes, BytesMut};
 
@@ -48,3 +48,4 @@ impl Shrink for BytesMut {
 }
 
 flat! { [] Bytes }
+flat_shared! { [] BytesMut }

@@ -3,8 +3,8 @@
 //! Its only way to do that, `shrink_to_fit`, aborts where memory is refused: it is used where the policy
 //! [allows that](crate::Policy::may_abort). An empty slab is replaced by a new one without.
 
-use crate::std_impls::slack_of;
-use crate::{Bytes, Cascade, Refused, Shrink, Site, Way};
+use crate::std_impls::{slack_of, slack_of_shared};
+use crate::{Bytes, Cascade, Refused, Shrink, ShrinkShared, Site, Way};
 use slab::Slab;
 
 impl<T> Site for Slab<T> {
@@ -46,9 +46,19 @@ impl<T: Shrink> Shrink for Slab<T> {
         self.bytes(self.capacity() - self.len()) + slack_of(self.len(), values)
     }
     fn shrink(&mut self, cascade: &mut Cascade<'_>) {
-        cascade.elements(self.iter_mut().map(|(_, value)| value));
+        cascade.nodes(self.iter_mut().map(|(_, value)| value));
         if self.is_empty() || cascade.policy().may_abort {
             cascade.site(self);
         }
+    }
+}
+
+/// A slab of locks.
+impl<T: ShrinkShared> ShrinkShared for Slab<T> {
+    fn slack_shared(&self) -> Bytes {
+        slack_of_shared(self.len(), self.iter().map(|(_, value)| value))
+    }
+    fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
+        cascade.nodes_shared(self.iter().map(|(_, value)| value));
     }
 }

@@ -1,7 +1,7 @@
 //! `smallvec`: what has spilled to the heap is cut in place, or comes back inside when it fits.
 
-use crate::std_impls::{slack_of, spread};
-use crate::{Bytes, Cascade, Refused, Shrink, Site, Way};
+use crate::std_impls::{slack_of, slack_of_shared, spread};
+use crate::{Bytes, Cascade, Refused, Shrink, ShrinkShared, Site, Way, refit};
 use smallvec::{Array, SmallVec};
 
 impl<A: Array> Site for SmallVec<A> {
@@ -15,7 +15,7 @@ impl<A: Array> Site for SmallVec<A> {
         if room <= self.inline_size() { Bytes::ZERO } else { Bytes::of::<A::Item>(room) }
     }
     fn way(&self) -> Way {
-        Way::InPlace
+        refit::way::<A::Item>()
     }
     fn fit(&mut self, room: usize) -> Result<(), Refused> {
         // Its name says grow; it sets the capacity, also to less, and says so where memory is refused (1.16).
@@ -33,5 +33,14 @@ impl<A: Array<Item: Shrink>> Shrink for SmallVec<A> {
     fn shrink(&mut self, cascade: &mut Cascade<'_>) {
         cascade.elements(self.iter_mut());
         cascade.site(self);
+    }
+}
+
+impl<A: Array<Item: ShrinkShared>> ShrinkShared for SmallVec<A> {
+    fn slack_shared(&self) -> Bytes {
+        slack_of_shared(self.len(), spread(self.iter()))
+    }
+    fn shrink_shared(&self, cascade: &mut Cascade<'_>) {
+        cascade.elements_shared(self);
     }
 }
