@@ -59,6 +59,7 @@ fn cold_pages_go_and_warm_ones_stay() {
     if !can_page_out() {
         return;
     }
+    stay_here();
     let file = file();
     // Nothing is cold yet.
     let mut mapped = Mapped::new(map(&file)).idle(Duration::from_secs(3600));
@@ -98,6 +99,14 @@ fn cold_pages_go_and_warm_ones_stay() {
 
     private_pages_are_kept();
     written_pages_are_kept();
+}
+
+/// Stays on this processor: what a thread has touched there is in lists of that processor's for a while, and madvise
+/// empties only those of its own (mlock.c and madvise.c, lru_add_drain).
+fn stay_here() {
+    let mut here = rustix::thread::CpuSet::new();
+    here.set(rustix::thread::sched_getcpu());
+    rustix::thread::sched_setaffinity(None, &here).unwrap();
 }
 
 /// Of a private or anonymous mapping MADV_DONTNEED would lose what was written.
