@@ -166,6 +166,32 @@ fn what_shares_memory_is_still_each_ones_own() {
     }
 }
 
+/// What `proxies.lua` says last: how many finalisers have run, and how many of them saw signals blocked.
+fn finalised(said: &str) -> (u64, u64) {
+    let last = said.lines().rev().nth(1).unwrap();
+    let number = |n| last.split(' ').nth(n).unwrap().parse().unwrap();
+    (number(0), number(2))
+}
+
+/// However the program has set the collector's steps; 0 is a whole cycle.
+#[test]
+fn finalisers_run_with_the_signals_of_the_program() {
+    let Some(host) = Host::build().filter(|_| support::defines("luaL_newstate")) else { return };
+    for stepmul in ["200", "0", "30000", "2000000000"] {
+        let options = ["-r", "21", "-i", "60000", "-p"];
+        let said = succeed(&mut host.ours(&options, "proxies.lua", &["10", stepmul], "1", "100"));
+        assert_eq!(finalised(&said), (200, 0), "{stepmul}: {said}");
+    }
+}
+
+#[test]
+fn no_finaliser_runs_beside_a_thread_that_another_has_made() {
+    let Some(host) = Host::build().filter(|_| support::defines("luaL_newstate")) else { return };
+    let options = ["-r", "2", "-i", "1000"];
+    let said = succeed(&mut host.ours(&options, "proxies.lua", &["10", "thread"], "1", "100"));
+    assert_eq!(finalised(&said), (1, 0), "{said}");
+}
+
 #[test]
 fn an_address_space_limited_from_the_start_will_do() {
     let Some(host) = Host::build() else { return };
