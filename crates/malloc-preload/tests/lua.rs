@@ -22,8 +22,7 @@ impl Host {
     /// Compiles it; `None`, said aloud, where LuaJIT or a compiler is missing.
     fn build() -> Option<Host> {
         let flags = ["-rdynamic", "-l:libluajit-5.1.so.2"];
-        if !Path::new("/usr/lib/x86_64-linux-gnu/libluajit-5.1.so.2").exists() {
-            println!("skipped: LuaJIT: libluajit2-5.1-2 is not installed");
+        if !have_luajit() {
             return None;
         }
         let (_dir, program) = support::compile("../lua/host.c", &flags)?;
@@ -45,6 +44,15 @@ impl Host {
         command.env("EBBTIDE_MALLOC_CHECK", check).env("EBBTIDE_MALLOC_DELAY_MS", delay);
         command
     }
+}
+
+/// Whether the shared library is there; says that the test is skipped if not.
+fn have_luajit() -> bool {
+    let found = Path::new("/usr/lib/x86_64-linux-gnu/libluajit-5.1.so.2").exists();
+    if !found {
+        println!("skipped: LuaJIT: libluajit2-5.1-2 is not installed");
+    }
+    found
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -190,6 +198,28 @@ fn no_finaliser_runs_beside_a_thread_that_another_has_made() {
     let options = ["-r", "2", "-i", "1000"];
     let said = succeed(&mut host.ours(&options, "proxies.lua", &["10", "thread"], "1", "100"));
     assert_eq!(finalised(&said), (1, 0), "{said}");
+}
+
+#[test]
+fn states_are_made_while_another_thread_loads_libraries() {
+    let part = |flags: &[&str]| support::compile("../lua/loading.c", flags);
+    let Some((_dir, program)) = part(&["-ldl"]).filter(|_| support::defines("luaL_newstate")) else { return };
+    let library = |flags: &[&str]| part(&[&["-DLIBRARY", "-shared", "-fPIC"], flags].concat()).unwrap();
+    let (_other, other) = library(&[]);
+    let run = |path: &Path, states: &str| {
+        let mut command = support::under(&program);
+        let output = command.arg(path).arg(&other).arg(states).env("EBBTIDE_SUMMARY", "1").output().unwrap();
+        assert!(output.status.success(), "{}: {}", output.status, support::text(&output));
+        support::text(&output)
+    };
+    let (_stub, stub) = library(&["-DSTUB"]);
+    let said = run(&stub, "20000");
+    assert!(!said.contains("Lua"), "{said}");
+    if have_luajit() {
+        let (_luajit, luajit) = library(&["-l:libluajit-5.1.so.2"]);
+        let said = run(&luajit, "20");
+        assert!(said.contains("Lua: states 20,"), "{said}");
+    }
 }
 
 #[test]
