@@ -192,6 +192,16 @@ fn finalisers_run_with_the_signals_of_the_program() {
     }
 }
 
+/// Of a heap with 100,000 finalisers the first sends the signal. They take many slices.
+#[test]
+fn a_signal_that_only_the_wait_lets_in_ends_it_before_all_slices_are_done() {
+    let Some(host) = Host::build().filter(|_| support::defines("luaL_newstate")) else { return };
+    let options = ["-r", "2", "-i", "60000", "-p"];
+    let said = succeed(&mut host.ours(&options, "proxies.lua", &["100000", "200", "first"], "1", "100"));
+    let (ended, blocked) = finalised(&said);
+    assert!((1..50_000).contains(&ended) && blocked == 0, "{said}");
+}
+
 #[test]
 fn no_finaliser_runs_beside_a_thread_that_another_has_made() {
     let Some(host) = Host::build().filter(|_| support::defines("luaL_newstate")) else { return };

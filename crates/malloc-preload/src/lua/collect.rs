@@ -20,7 +20,8 @@
 //! Where the layout of `lua_State` is not as expected, which is found out beforehand ([`Layout::find`]), nothing is run.
 //!
 //! Signals are blocked during a slice and delivered in the wait that follows, as without us: else a handler's word that
-//! the loop is to end would come between two waits, and be noticed late. Finalisers run with the signals as they were, as
+//! the loop is to end would come between two waits, and be noticed late. A signal that this wait lets through (by the
+//! mask of epoll_pwait, if it has one) ends our slices. Finalisers run with the signals as they were, as
 //! they may start programs. No step goes on into a finaliser from what comes before ([`STEP`]); and as a finaliser may
 //! make a thread, each is a step by itself, and the kernel is asked again after it.
 
@@ -342,8 +343,13 @@ unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> 
     Some(Next::More)
 }
 
-/// Waits by `wait`, which is given milliseconds and signals to block meanwhile, and does what is to be done.
-pub(super) fn while_waiting(timeout: c_int, wait: impl Fn(c_int, Option<&Signals>) -> c_int) -> c_int {
+/// Waits by `wait`, which is given milliseconds and signals to block meanwhile, and does what is to be done. Where the
+/// program has other signals blocked while it waits than before, `mask` is these, as the kernel counts them.
+pub(super) fn while_waiting(
+    timeout: c_int,
+    mask: Option<u64>,
+    wait: impl Fn(c_int, Option<&Signals>) -> c_int,
+) -> c_int {
     // Most programs have no Lua, and are not to pay for looking for it.
     if !lua::any_flow(|flow, done| flow.saturating_sub(done) >= LEAST) {
         return wait(timeout, None);
@@ -371,13 +377,14 @@ pub(super) fn while_waiting(timeout: c_int, wait: impl Fn(c_int, Option<&Signals
     }
     WAITS.fetch_add(1, Relaxed);
     let before = block_signals();
+    let mask = mask.unwrap_or(before[0]);
     let (mut done, mut patience) = (false, QUIET_MS);
     let got = loop {
         let got = wait(0, Some(&before));
         if got != 0 || (timeout >= 0 && left(u64::MAX) == 0) {
             break got;
         }
-        if done || is_signal_pending(&before) {
+        if done || is_signal_pending(mask) {
             break wait(rest(left(u64::MAX)), Some(&before));
         }
         match slices(&api, &before) {
@@ -450,9 +457,9 @@ fn restore_signals(set: &Signals) -> Signals {
     old
 }
 
-/// Whether a signal waits that was not blocked before.
-fn is_signal_pending(before: &Signals) -> bool {
+/// Whether a signal waits that this mask lets through.
+fn is_signal_pending(mask: u64) -> bool {
     let mut set = [0; 16];
     // SAFETY: libc writes one set.
-    unsafe { sigpending(&raw mut set) == 0 && set[0] & !before[0] != 0 }
+    unsafe { sigpending(&raw mut set) == 0 && set[0] & !mask != 0 }
 }
