@@ -2,8 +2,9 @@
 //!
 //! A worker that has answered its last request holds garbage that LuaJIT will look for only when as much again has been
 //! allocated. If it is idle that is never. So when an event loop is about to wait, nothing has come for a moment, and a
-//! heap has seen much allocation since its last cycle, a cycle is run, by `lua_gc(LUA_GCSTEP)`, in slices below a
-//! millisecond; between any two it is asked whether something has come.
+//! heap has seen much allocation since its last cycle, a cycle is run, by `lua_gc(LUA_GCSTEP)`, in slices; between any two
+//! it is asked whether something has come. A slice is over with the step in which [`SLICE_US`] has passed; the step may be
+//! long, where it is one that LuaJIT does not divide: the atomic phase, one large table, a finaliser.
 //!
 //! # Why the point is safe
 //!
@@ -38,7 +39,7 @@ const QUIET_MS: u64 = 20;
 /// Milliseconds with work pending after which slices are made between events, too: one in so many milliseconds.
 const STARVED_MS: u64 = 2000;
 const STARVED_EVERY_MS: u64 = 20;
-/// Microseconds of a slice of the collector.
+/// Microseconds after which a slice of the collector makes no further step.
 const SLICE_US: u64 = 700;
 /// `stepmul` while we run steps. A step goes on until it has cost 10 times that (lj_gc.c: lj_gc_step, GCSTEPSIZE), and
 /// sweeping comes to finalisers by a part that costs 400 (GCSWEEPMAX * GCSWEEPCOST), so that such a step ends before them.
