@@ -22,8 +22,7 @@ impl Host {
     /// Compiles it; `None`, said aloud, where LuaJIT or a compiler is missing.
     fn build() -> Option<Host> {
         let flags = ["-rdynamic", "-l:libluajit-5.1.so.2"];
-        if !Path::new("/usr/lib/x86_64-linux-gnu/libluajit-5.1.so.2").exists() {
-            println!("skipped: LuaJIT: libluajit2-5.1-2 is not installed");
+        if !have_luajit() {
             return None;
         }
         let (_dir, program) = support::compile("../lua/host.c", &flags)?;
@@ -45,6 +44,15 @@ impl Host {
         command.env("EBBTIDE_MALLOC_CHECK", check).env("EBBTIDE_MALLOC_DELAY_MS", delay);
         command
     }
+}
+
+/// Whether the shared library is there; says that the test is skipped if not.
+fn have_luajit() -> bool {
+    let found = Path::new("/usr/lib/x86_64-linux-gnu/libluajit-5.1.so.2").exists();
+    if !found {
+        println!("skipped: LuaJIT: libluajit2-5.1-2 is not installed");
+    }
+    found
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -163,6 +171,64 @@ fn what_c_writes_to_cdata_is_not_lost() {
 fn what_shares_memory_is_still_each_ones_own() {
     for said in at_rest("sparse.lua") {
         assert!(said.ends_with(" meshed") && said != "0 meshed", "{said}");
+    }
+}
+
+/// What `proxies.lua` says last: how many finalisers have run, and how many of them saw signals blocked.
+fn finalised(said: &str) -> (u64, u64) {
+    let last = said.lines().rev().nth(1).unwrap();
+    let number = |n| last.split(' ').nth(n).unwrap().parse().unwrap();
+    (number(0), number(2))
+}
+
+/// However the program has set the collector's steps; 0 is a whole cycle.
+#[test]
+fn finalisers_run_with_the_signals_of_the_program() {
+    let Some(host) = Host::build().filter(|_| support::defines("luaL_newstate")) else { return };
+    for stepmul in ["200", "0", "30000", "2000000000"] {
+        let options = ["-r", "21", "-i", "60000", "-p"];
+        let said = succeed(&mut host.ours(&options, "proxies.lua", &["10", stepmul], "1", "100"));
+        assert_eq!(finalised(&said), (200, 0), "{stepmul}: {said}");
+    }
+}
+
+/// Of a heap with 100,000 finalisers the first sends the signal. They take many slices.
+#[test]
+fn a_signal_that_only_the_wait_lets_in_ends_it_before_all_slices_are_done() {
+    let Some(host) = Host::build().filter(|_| support::defines("luaL_newstate")) else { return };
+    let options = ["-r", "2", "-i", "60000", "-p"];
+    let said = succeed(&mut host.ours(&options, "proxies.lua", &["100000", "200", "first"], "1", "100"));
+    let (ended, blocked) = finalised(&said);
+    assert!((1..50_000).contains(&ended) && blocked == 0, "{said}");
+}
+
+#[test]
+fn no_finaliser_runs_beside_a_thread_that_another_has_made() {
+    let Some(host) = Host::build().filter(|_| support::defines("luaL_newstate")) else { return };
+    let options = ["-r", "2", "-i", "1000"];
+    let said = succeed(&mut host.ours(&options, "proxies.lua", &["10", "thread"], "1", "100"));
+    assert_eq!(finalised(&said), (1, 0), "{said}");
+}
+
+#[test]
+fn states_are_made_while_another_thread_loads_libraries() {
+    let part = |flags: &[&str]| support::compile("../lua/loading.c", flags);
+    let Some((_dir, program)) = part(&["-ldl"]).filter(|_| support::defines("luaL_newstate")) else { return };
+    let library = |flags: &[&str]| part(&[&["-DLIBRARY", "-shared", "-fPIC"], flags].concat()).unwrap();
+    let (_other, other) = library(&[]);
+    let run = |path: &Path, states: &str| {
+        let mut command = support::under(&program);
+        let output = command.arg(path).arg(&other).arg(states).env("EBBTIDE_SUMMARY", "1").output().unwrap();
+        assert!(output.status.success(), "{}: {}", output.status, support::text(&output));
+        support::text(&output)
+    };
+    let (_stub, stub) = library(&["-DSTUB"]);
+    let said = run(&stub, "20000");
+    assert!(!said.contains("Lua"), "{said}");
+    if have_luajit() {
+        let (_luajit, luajit) = library(&["-l:libluajit-5.1.so.2"]);
+        let said = run(&luajit, "20");
+        assert!(said.contains("Lua: states 20,"), "{said}");
     }
 }
 

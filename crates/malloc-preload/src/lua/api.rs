@@ -1,6 +1,9 @@
 //! LuaJIT's functions, found in the library that is loaded.
 //!
 //! Types and numbers are those of lua.h (Lua 5.1) and of luajit2's additions to it.
+//!
+//! The loader is asked nothing from within `dl_iterate_phdr`: that holds one of its two locks, and whoever loads a library
+//! in another thread holds the other one and waits for this.
 
 use crate::dl::{RTLD_DEFAULT, RTLD_NEXT, look};
 use core::ffi::{CStr, c_char, c_int, c_void};
@@ -113,11 +116,18 @@ impl Api {
     /// was loaded for one library only, the first object that defines it.
     pub(super) fn find() -> Option<Api> {
         Api::of(RTLD_NEXT).or_else(|| {
-            let mut found: *mut c_void = core::ptr::null_mut();
-            // SAFETY: `is_luajit` treats its last argument as this pointer.
-            unsafe { dl_iterate_phdr(is_luajit, (&raw mut found).cast()) };
-            // The handle is kept, so the library stays.
-            if found.is_null() { None } else { Api::of(found) }
+            let mut names = Names { text: [0; ROOM], used: 0, known: 0 };
+            loop {
+                let known = names.known;
+                names.read_on();
+                // The handle is kept, so the library stays.
+                if let Some(handle) = names.all().find_map(own_luajit) {
+                    return Api::of(handle);
+                }
+                if names.known == known {
+                    return None;
+                }
+            }
         })
     }
 }
@@ -162,33 +172,81 @@ fn object_of(at: *const c_void) -> Option<Info> {
     found.then_some(info)
 }
 
-/// Stops at an object that defines LuaJIT, with its handle in `found`.
+/// Bytes of names that are looked through at a time: as a rule all.
+const ROOM: usize = 16 << 10;
+
+/// Names of loaded objects, one after the other, each with its NUL.
+struct Names {
+    text: [u8; ROOM],
+    used: usize,
+    /// Objects whose names were here, or had no room.
+    known: usize,
+}
+
+impl Names {
+    /// Those that follow, as many as have room; none at the end.
+    fn read_on(&mut self) {
+        let mut pass = Pass { at: 0, names: self };
+        pass.names.used = 0;
+        // SAFETY: `copy` treats its last argument as this.
+        unsafe { dl_iterate_phdr(copy, (&raw mut pass).cast()) };
+    }
+
+    fn all(&self) -> impl Iterator<Item = &CStr> {
+        self.text[..self.used]
+            .split_inclusive(|byte| *byte == 0)
+            .filter_map(|name| CStr::from_bytes_with_nul(name).ok())
+    }
+}
+
+/// One walk through the objects, `at` so many.
+struct Pass<'a> {
+    at: usize,
+    names: &'a mut Names,
+}
+
+/// Copies the name of an object that is not known yet, and stops where it has no room.
 ///
 /// # Safety
-/// As `dl_iterate_phdr` calls it; `found` points to a pointer.
-unsafe extern "C" fn is_luajit(object: *const Object, _size: usize, found: *mut c_void) -> c_int {
-    // SAFETY: libc's structure; the name is NUL-terminated.
-    let name = unsafe { (*object).name };
-    // SAFETY: as above.
-    if name.is_null() || unsafe { *name } == 0 {
+/// As `dl_iterate_phdr` calls it; `pass` points to a [`Pass`].
+unsafe extern "C" fn copy(object: *const Object, _size: usize, pass: *mut c_void) -> c_int {
+    // SAFETY: the caller's.
+    let (Pass { at, names }, name) = unsafe { (&mut *pass.cast::<Pass<'_>>(), (*object).name) };
+    *at += 1;
+    if *at <= names.known || name.is_null() {
         return 0;
+    }
+    // SAFETY: the loader's names are NUL-terminated.
+    let name = unsafe { CStr::from_ptr(name) }.to_bytes_with_nul();
+    if let Some(room) = names.text[names.used..].get_mut(..name.len()) {
+        room.copy_from_slice(name);
+        names.used += name.len();
+    } else if names.used > 0 {
+        return 1;
+    }
+    names.known = *at;
+    0
+}
+
+/// A handle of the object of this name, if it is one that defines LuaJIT.
+fn own_luajit(name: &CStr) -> Option<*mut c_void> {
+    // The program's own name.
+    if name.is_empty() {
+        return None;
     }
     // SAFETY: with RTLD_NOLOAD nothing is loaded, only counted.
-    let handle = unsafe { crate::deepbind::dlopen(name, RTLD_LAZY | RTLD_NOLOAD) };
+    let handle = unsafe { crate::deepbind::dlopen(name.as_ptr(), RTLD_LAZY | RTLD_NOLOAD) };
     if handle.is_null() {
-        return 0;
+        return None;
     }
-    let at = look(handle, c"luaJIT_setmode");
-    // SAFETY: both are NUL-terminated strings of the loader's.
-    let own = object_of(at).is_some_and(|info| unsafe {
-        !info.file.is_null() && CStr::from_ptr(info.file) == CStr::from_ptr(name)
-    });
+    // By file: a handle finds what is in the object's dependencies, too.
+    // SAFETY: the file's name is the loader's, and NUL-terminated.
+    let own = object_of(look(handle, c"luaJIT_setmode"))
+        .is_some_and(|info| unsafe { !info.file.is_null() && CStr::from_ptr(info.file) == name });
     if own {
-        // SAFETY: the caller's pointer.
-        unsafe { found.cast::<*mut c_void>().write(handle) };
-        return 1;
+        return Some(handle);
     }
     // SAFETY: counted above.
     unsafe { dlclose(handle) };
-    0
+    None
 }

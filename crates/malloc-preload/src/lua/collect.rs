@@ -2,8 +2,9 @@
 //!
 //! A worker that has answered its last request holds garbage that LuaJIT will look for only when as much again has been
 //! allocated. If it is idle that is never. So when an event loop is about to wait, nothing has come for a moment, and a
-//! heap has seen much allocation since its last cycle, a cycle is run, by `lua_gc(LUA_GCSTEP)`, in slices below a
-//! millisecond; between any two it is asked whether something has come.
+//! heap has seen much allocation since its last cycle, a cycle is run, by `lua_gc(LUA_GCSTEP)`, in slices; between any two
+//! it is asked whether something has come. A slice is over with the step in which [`SLICE_US`] has passed; the step may be
+//! long, where it is one that LuaJIT does not divide: the atomic phase, one large table, a finaliser.
 //!
 //! # Why the point is safe
 //!
@@ -20,8 +21,10 @@
 //! Where the layout of `lua_State` is not as expected, which is found out beforehand ([`Layout::find`]), nothing is run.
 //!
 //! Signals are blocked during a slice and delivered in the wait that follows, as without us: else a handler's word that
-//! the loop is to end would come between two waits, and be noticed late. Finalisers run with the signals as they were, as
-//! they may start programs.
+//! the loop is to end would come between two waits, and be noticed late. A signal that this wait lets through (by the
+//! mask of epoll_pwait, if it has one) ends our slices. Finalisers run with the signals as they were, as
+//! they may start programs. No step goes on into a finaliser from what comes before ([`STEP`]); and as a finaliser may
+//! make a thread, each is a step by itself, and the kernel is asked again after it.
 
 use super::api::{self, Api, L};
 use super::hook;
@@ -36,8 +39,14 @@ const QUIET_MS: u64 = 20;
 /// Milliseconds with work pending after which slices are made between events, too: one in so many milliseconds.
 const STARVED_MS: u64 = 2000;
 const STARVED_EVERY_MS: u64 = 20;
-/// Microseconds of a slice of the collector.
+/// Microseconds after which a slice of the collector makes no further step.
 const SLICE_US: u64 = 700;
+/// `stepmul` while we run steps. A step goes on until it has cost 10 times that (lj_gc.c: lj_gc_step, GCSTEPSIZE), and
+/// sweeping comes to finalisers by a part that costs 400 (GCSWEEPMAX * GCSWEEPCOST), so that such a step ends before them.
+/// With what the program has set, a step may be a whole cycle.
+const STEP: c_int = 40;
+/// The same where finalisers may be run: one costs 100 (GCFINALIZECOST), so a step runs no more than one.
+const STEP_OF_FINALIZERS: c_int = 1;
 /// Bytes allocated since the last time below which nothing is done.
 const LEAST: u64 = 512 << 10;
 
@@ -45,7 +54,7 @@ static OFF: AtomicBool = AtomicBool::new(false);
 /// Since when there has been work and no quiet moment, in milliseconds; 0 for not.
 static PENDING_MS: AtomicU64 = AtomicU64::new(0);
 
-/// Counts waits in which something is done: no Lua runs between two slices of one.
+/// Counts waits in which something is done, or their parts without another thread: no Lua runs between two slices of one.
 static WAITS: AtomicU64 = AtomicU64::new(0);
 
 /// Slices for cycles that are due, at most, some ten seconds: a collector that comes to no end is left alone.
@@ -86,7 +95,36 @@ struct Work {
     until_us: u64,
     /// Finalisers may be run.
     finalize: bool,
+    /// `stepmul` during our steps, and what it is to be after them.
+    own: c_int,
+    theirs: c_int,
     outcome: Outcome,
+}
+
+impl Work {
+    /// Has steps be of our size.
+    ///
+    /// # Safety
+    /// The state must be alive, and nobody else may use it.
+    unsafe fn take_stepmul(&mut self, l: L) {
+        // SAFETY: the caller's.
+        let found = unsafe { (self.gc)(l, api::GC_SETSTEPMUL, self.own) };
+        if found != self.own {
+            self.theirs = found;
+        }
+    }
+
+    /// Has steps be of the program's size again: what it was, or what a finaliser has set.
+    ///
+    /// # Safety
+    /// As for [`Work::take_stepmul`].
+    unsafe fn restore_stepmul(&mut self, l: L) {
+        // SAFETY: the caller's.
+        unsafe {
+            self.take_stepmul(l);
+            (self.gc)(l, api::GC_SETSTEPMUL, self.theirs);
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,11 +154,12 @@ unsafe extern "C" fn steps(l: L) -> c_int {
             }
             // LUA_GCSTEP does not come back before a debt is paid, however long that takes.
             Layout::word(global + Layout::DEBT).write_volatile(0);
+            (*work).take_stepmul(l);
             if ((*work).gc)(l, api::GC_STEP, 0) == 1 {
                 (*work).outcome = Outcome::Cycle;
                 return 0;
             }
-            if lua::now_us() >= (*work).until_us {
+            if lua::now_us() >= (*work).until_us || ((*work).finalize && !lua::alone()) {
                 return 0;
             }
         }
@@ -149,13 +188,21 @@ unsafe extern "C" fn make_coroutine(l: L) -> c_int {
 ///
 /// # Safety
 /// As for [`Layout::find`], and no Lua runs.
-unsafe fn introduce(api: &Api, notes: &mut Notes) -> bool {
+unsafe fn introduce(api: &Api, layout: Layout, notes: &mut Notes) -> bool {
     if notes.coroutine == 0 {
         let mut made = [0_usize; 2];
         let l = core::ptr::with_exposed_provenance_mut(notes.state);
         let here = (&raw mut made) as usize;
-        // SAFETY: no Lua runs, so the main state may be called into.
-        let failed = unsafe { (api.cpcall)(l, make_coroutine, (&raw mut made).cast()) } != 0;
+        let threshold = Layout::word(layout.global + Layout::THRESHOLD);
+        // lua_newthread makes a step where one is due, with finalisers in it.
+        // SAFETY: the offsets were found to be right; no Lua runs, so the main state may be called into.
+        let failed = unsafe {
+            let due = threshold.read_volatile();
+            threshold.write_volatile(u64::MAX);
+            let failed = (api.cpcall)(l, make_coroutine, (&raw mut made).cast()) != 0;
+            threshold.write_volatile(due);
+            failed
+        };
         if failed {
             // SAFETY: takes the error off the stack.
             unsafe { (api.settop)(l, -2) };
@@ -180,6 +227,8 @@ enum Next {
     In(u64),
     /// Nothing until something was allocated.
     Nothing,
+    /// Nothing while there is another thread.
+    Company,
 }
 
 /// A slice for one heap.
@@ -240,7 +289,7 @@ unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> 
         None => return Some(Next::More),
     }
     // SAFETY: no Lua runs.
-    if unsafe { !introduce(api, notes) } {
+    if unsafe { !introduce(api, layout, notes) } {
         return None;
     }
     let l = core::ptr::with_exposed_provenance_mut::<c_void>(notes.coroutine);
@@ -262,7 +311,8 @@ unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> 
         notes.unknown = true;
         return None;
     }
-    let mut work = Work { layout, gc: api.gc, until_us, finalize, outcome: Outcome::Cut };
+    let own = if finalize { STEP_OF_FINALIZERS } else { STEP };
+    let mut work = Work { layout, gc: api.gc, until_us, finalize, own, theirs: own, outcome: Outcome::Cut };
     // SAFETY: no Lua runs and no other thread; the coroutine is our own and anchored.
     unsafe {
         let threshold = Layout::read(layout.global + Layout::THRESHOLD);
@@ -271,6 +321,7 @@ unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> 
         if (api.cpcall)(l, steps, (&raw mut work).cast()) != 0 {
             (api.settop)(l, 0);
         }
+        work.restore_stepmul(l);
         if work.outcome != Outcome::Cycle {
             Layout::word(layout.global + Layout::THRESHOLD).write_volatile(threshold);
         }
@@ -293,8 +344,13 @@ unsafe fn collect(api: &Api, heap: State, notes: &mut Notes, finalize: bool) -> 
     Some(Next::More)
 }
 
-/// Waits by `wait`, which is given milliseconds and signals to block meanwhile, and does what is to be done.
-pub(super) fn while_waiting(timeout: c_int, wait: impl Fn(c_int, Option<&Signals>) -> c_int) -> c_int {
+/// Waits by `wait`, which is given milliseconds and signals to block meanwhile, and does what is to be done. Where the
+/// program has other signals blocked while it waits than before, `mask` is these, as the kernel counts them.
+pub(super) fn while_waiting(
+    timeout: c_int,
+    mask: Option<u64>,
+    wait: impl Fn(c_int, Option<&Signals>) -> c_int,
+) -> c_int {
     // Most programs have no Lua, and are not to pay for looking for it.
     if !lua::any_flow(|flow, done| flow.saturating_sub(done) >= LEAST) {
         return wait(timeout, None);
@@ -322,13 +378,14 @@ pub(super) fn while_waiting(timeout: c_int, wait: impl Fn(c_int, Option<&Signals
     }
     WAITS.fetch_add(1, Relaxed);
     let before = block_signals();
-    let mut done = false;
+    let mask = mask.unwrap_or(before[0]);
+    let (mut done, mut patience) = (false, QUIET_MS);
     let got = loop {
         let got = wait(0, Some(&before));
         if got != 0 || (timeout >= 0 && left(u64::MAX) == 0) {
             break got;
         }
-        if done || is_signal_pending(&before) {
+        if done || is_signal_pending(mask) {
             break wait(rest(left(u64::MAX)), Some(&before));
         }
         match slices(&api, &before) {
@@ -350,6 +407,15 @@ pub(super) fn while_waiting(timeout: c_int, wait: impl Fn(c_int, Option<&Signals
                 PENDING_MS.store(0, Relaxed);
                 done = true;
             }
+            // One that a finaliser has made; or the purge thread, until it has said that it is that.
+            Next::Company => {
+                let got = wait(left(patience), Some(&before));
+                if got != 0 {
+                    break got;
+                }
+                patience = patience.saturating_mul(2);
+                WAITS.fetch_add(1, Relaxed);
+            }
         }
     };
     restore_signals(&before);
@@ -358,6 +424,9 @@ pub(super) fn while_waiting(timeout: c_int, wait: impl Fn(c_int, Option<&Signals
 
 /// A slice for the first heap that has work; else when there will be some.
 fn slices(api: &Api, before: &Signals) -> Next {
+    if !lua::alone() {
+        return Next::Company;
+    }
     let mut soonest = None;
     for heap in lua::ours() {
         // SAFETY: the process has no other thread, and this one is about to wait.
@@ -371,7 +440,7 @@ fn slices(api: &Api, before: &Signals) -> Next {
                 return next;
             }
             Next::In(ms) => soonest = Some(soonest.unwrap_or(ms).min(ms)),
-            Next::Nothing => {}
+            Next::Nothing | Next::Company => {}
         }
     }
     soonest.map_or(Next::Nothing, Next::In)
@@ -389,9 +458,9 @@ fn restore_signals(set: &Signals) -> Signals {
     old
 }
 
-/// Whether a signal waits that was not blocked before.
-fn is_signal_pending(before: &Signals) -> bool {
+/// Whether a signal waits that this mask lets through.
+fn is_signal_pending(mask: u64) -> bool {
     let mut set = [0; 16];
     // SAFETY: libc writes one set.
-    unsafe { sigpending(&raw mut set) == 0 && set[0] & !before[0] != 0 }
+    unsafe { sigpending(&raw mut set) == 0 && set[0] & !mask != 0 }
 }

@@ -53,7 +53,7 @@ pub(super) unsafe extern "C" fn epoll_wait(
             Some(before) => pwait(epoll, events, most, timeout, before),
         }
     };
-    if timeout == 0 { wait(0, None) } else { collect::while_waiting(timeout, wait) }
+    if timeout == 0 { wait(0, None) } else { collect::while_waiting(timeout, None, wait) }
 }
 
 /// Linux: waits for events, with other signals blocked meanwhile.
@@ -73,5 +73,7 @@ pub(super) unsafe extern "C" fn epoll_pwait(
         let own = before.filter(|_| mask.is_null()).map_or(mask, core::ptr::from_ref);
         pwait(epoll, events, most, timeout, own)
     };
-    if timeout == 0 { wait(0, None) } else { collect::while_waiting(timeout, wait) }
+    // SAFETY: the kernel reads as much of the caller's mask, so it must be there; libc's set may be longer.
+    let blocked = || (!mask.is_null()).then(|| unsafe { mask.cast::<u64>().read_unaligned() });
+    if timeout == 0 { wait(0, None) } else { collect::while_waiting(timeout, blocked(), wait) }
 }

@@ -14,12 +14,14 @@
 //   -m      each state is made, used and closed by three different threads
 //   -s MIB  in every second run the address space may grow by MIB only; then errors must be "not enough memory"
 //   -i MS   after each run the thread waits that long in epoll_wait, as an event loop does
+//   -p      ... in epoll_pwait, which alone lets SIGTERM in, and is to be ended by it
 //   -c      after the last run each thread prints the processor time of all (seconds) and PSS (KiB) on stderr
 //
 // No header of LuaJIT is needed: its ABI is that of Lua 5.1 (lua.h, lauxlib.h, lualib.h).
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -49,7 +51,7 @@ void lua_setfield(lua_State *, int, const char *);
 void lua_close(lua_State *);
 enum { GLOBALS = -10002, UPVALUE = -10003, STRING = 4 };
 
-static struct { int threads, states, kept, runs, own, move, starve, idle, cost, nargs; char **args; const char *file; } o =
+static struct { int threads, states, kept, runs, own, move, starve, idle, pwait, cost, nargs; char **args; const char *file; } o =
     {.threads = 1, .states = 1, .runs = 1};
 
 struct job { int thread, run; lua_State *state; FILE *out; char *text; size_t length; uint64_t sum, notes; };
@@ -99,10 +101,26 @@ static void add(struct job *j, const char *s, size_t n) {
     for (size_t i = 0; i < n; i++) j->sum = j->sum * 31 + (unsigned char)s[i];
 }
 
+static void ended(int unused) { (void)unused; }
+
+static void block(void) {
+    sigset_t term;
+    sigemptyset(&term);
+    sigaddset(&term, SIGTERM);
+    if (sigprocmask(SIG_BLOCK, &term, 0)) fail("sigprocmask", strerror(errno));
+    signal(SIGTERM, ended);
+}
+
 static void wait_idle(void) {
-    int fd = epoll_create1(0);
+    int fd = epoll_create1(0), got;
     struct epoll_event event;
-    if (fd < 0 || epoll_wait(fd, &event, 1, o.idle) < 0) fail("epoll", strerror(errno));
+    sigset_t none;
+    sigemptyset(&none);
+    if (fd < 0) fail("epoll", strerror(errno));
+    if (o.pwait) {
+        got = epoll_pwait(fd, &event, 1, o.idle, &none);
+        if (got == 0 || errno != EINTR) fail("epoll_pwait", "was not ended by a signal");
+    } else if (epoll_wait(fd, &event, 1, o.idle) < 0) fail("epoll", strerror(errno));
     close(fd);
 }
 
@@ -193,7 +211,7 @@ static void *work(void *arg) {
 }
 
 int main(int argc, char **argv) {
-    for (int c; (c = getopt(argc, argv, "+t:n:k:r:oms:i:c")) != -1;) {
+    for (int c; (c = getopt(argc, argv, "+t:n:k:r:oms:i:pc")) != -1;) {
         int n = optarg ? atoi(optarg) : 1;
         switch (c) {
         case 't': o.threads = n; break;
@@ -204,6 +222,7 @@ int main(int argc, char **argv) {
         case 'm': o.move = 1; break;
         case 's': o.starve = n; break;
         case 'i': o.idle = n; break;
+        case 'p': o.pwait = 1; block(); break;
         case 'c': o.cost = 1; break;
         default: return 2;
         }
