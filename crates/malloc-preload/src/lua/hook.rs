@@ -60,11 +60,13 @@ fn leave_alone(why: &str) {
 /// A state with a heap of ours; null if it cannot be made.
 fn make(api: &Api) -> L {
     let Some(state) = State::new() else { return core::ptr::null_mut() };
+    // SAFETY: it was just made.
+    let id = unsafe { state.id() };
     // SAFETY: the heap is for this state alone.
     let made = unsafe { (api.newstate)(Some(lua::lua_alloc), state.data(), 0) };
     if made.is_null() {
         // SAFETY: what LuaJIT did not give up by itself has no state, and nobody else knows the heap.
-        unsafe { state.close_unless_closed() };
+        unsafe { state.close_unless_closed(id) };
     } else {
         // SAFETY: the state was just made, and is known to this thread only.
         unsafe { collect::begin(made, state) };

@@ -243,14 +243,22 @@ impl State {
         wait
     }
 
+    /// What tells its heap from one that comes to be at the same address.
+    ///
+    /// # Safety
+    /// The heap must not have been closed.
+    pub unsafe fn id(self) -> u32 {
+        self.locked().id
+    }
+
     /// As [`State::close`], unless LuaJIT has freed the state itself, and the heap with it.
     ///
     /// # Safety
-    /// As for [`State::close`].
-    pub unsafe fn close_unless_closed(self) {
+    /// As for [`State::close`], if there is a heap with this id.
+    pub unsafe fn close_unless_closed(self, id: u32) {
         let there = {
             let _list = LIST.lock();
-            all().any(|state| state == self)
+            all().any(|state| state == self && state.locked().id == id)
         };
         if there {
             // SAFETY: the caller's.
