@@ -92,9 +92,21 @@ pub(crate) fn forget(chunk: usize) {
 
 /// The pages of a heap that hold something, from page number `from` on, and their classes.
 pub(crate) fn pages_of(owner: u32, from: usize) -> impl Iterator<Item = (Page, u8)> {
+    all(from).filter_map(move |page| page.class_for(owner).map(|class| (page, class)))
+}
+
+/// Those of one class. Others cost next to nothing, as their entries are not looked at.
+pub(crate) fn pages_in(owner: u32, class: u8, from: usize) -> impl Iterator<Item = Page> {
+    let is_in = move |page: &Page| {
+        page.class().load(Relaxed) == class.wrapping_add(LUA) && page.entry().owner.get() == owner
+    };
+    all(from).filter(is_in)
+}
+
+/// The pages that have entries.
+fn all(from: usize) -> impl Iterator<Item = Page> {
     let numbers = move |chunk| from.max(chunk * CHUNK_PAGES)..(chunk + 1) * CHUNK_PAGES;
-    let page = move |n| Page::at(n).class_for(owner).map(|class| (Page::at(n), class));
-    paged(from / CHUNK_PAGES).flat_map(numbers).filter_map(page)
+    paged(from / CHUNK_PAGES).flat_map(numbers).map(Page::at)
 }
 
 impl Page {

@@ -24,8 +24,6 @@ pub(super) const BINS: usize = CLASSES.next_power_of_two();
 pub(super) const SPARE: usize = 32;
 /// Refills between looks at the clock.
 const OPS_PER_LOOK: u32 = 256;
-/// Pages of other classes between looks at the clock.
-const OTHERS: usize = 256;
 
 /// Where one class's next slot comes from.
 #[derive(Debug, Clone, Copy, Default)]
@@ -417,16 +415,13 @@ impl Heap {
         }
         let class = class::small_by_eight(size);
         let shape = Class::of(class);
-        for (looked, (page, of)) in entry::pages_of(self.id, *from).enumerate() {
+        for page in entry::pages_in(self.id, class, *from) {
             *from = page.index() + 1;
-            let is_its = of == class;
-            if is_its {
-                let mut live = slots(page.entry().live(shape));
-                if !live.all(|slot| f(page.address() + (slot * shape.size) as usize)) {
-                    return Some(false);
-                }
+            let mut live = slots(page.entry().live(shape));
+            if !live.all(|slot| f(page.address() + (slot * shape.size) as usize)) {
+                return Some(false);
             }
-            if (is_its || looked % OTHERS == OTHERS - 1) && sys::now_us() >= until_us {
+            if sys::now_us() >= until_us {
                 return None;
             }
         }

@@ -10,7 +10,7 @@
 //! lock only, which a fork takes. Mappings made by it stay below half of what the kernel allows a process. (Neighbours
 //! that share neighbouring frames are one mapping.)
 
-use super::entry::{ALIASED, CURRENT, MESHED, STUCK, pages_of, slots};
+use super::entry::{ALIASED, CURRENT, MESHED, STUCK, pages_in, slots};
 use super::frames::{self, Frames};
 use super::heap::Heap;
 use super::list;
@@ -381,10 +381,8 @@ impl Heap {
         if self.mesh.plan.ready {
             self.mesh.plan.begin(class);
         }
-        for (looked, (page, of)) in pages_of(self.id, self.mesh.page as usize).enumerate() {
-            if of == class
-                && let Some(live) = self.candidate(page, class)
-            {
+        for (looked, page) in pages_in(self.id, class, self.mesh.page as usize).enumerate() {
+            if let Some(live) = self.candidate(page, class) {
                 self.mesh.plan.add(page, &live);
             }
             self.mesh.plan.ready = self.mesh.plan.is_full();
