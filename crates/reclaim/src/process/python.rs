@@ -171,7 +171,7 @@ impl Moment<'_> {
         };
         let began = Instant::now();
         loop {
-            let (result, took) = match freeze::all_stopped(self.process.pid(), options.max_stop, &body) {
+            let (result, took) = match freeze::all_stopped(self.process.pid(), options.max_stop, body) {
                 Ok((result, took)) => (Some(result), took),
                 // A thread that waits for a processor, most of the time.
                 Err(FreezeError::Stuck(_)) if began.elapsed() < options.patience => (None, options.max_stop),
