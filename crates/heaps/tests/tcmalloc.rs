@@ -201,7 +201,7 @@ fn a_busy_target_is_read_while_it_runs() {
         target.0.ask("busy");
         let process = target.process();
         let (mut found, mut rereads, mut unresolved, mut mapped) = (0, 0, Bytes(0), Bytes(0));
-        for _ in 0..12 {
+        for _ in 0..6 {
             let live = Live::new(&process, false).unwrap();
             for heap in tcmalloc::find(&live).unwrap() {
                 sane(&heap);
@@ -212,8 +212,8 @@ fn a_busy_target_is_read_while_it_runs() {
                 mapped += heap.figures.mapped;
             }
         }
-        println!("{found} of 12 found, {rereads} read again, {unresolved} of {mapped} unresolved");
-        assert!(found >= 9 && unresolved.0 < mapped.0 / 4, "{found}: {unresolved} of {mapped}");
+        println!("{found} of 6 found, {rereads} read again, {unresolved} of {mapped} unresolved");
+        assert!(found >= 4 && unresolved.0 < mapped.0 / 4, "{found}: {unresolved} of {mapped}");
     }
 }
 
