@@ -13,8 +13,9 @@ use std::time::Duration;
 const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Without pressure "pressed" must fail, or its success under pressure would say nothing. The pressure is that of
-/// another process, which the kernel holds up for what it takes above its cgroup's memory.high: "pressed" itself must
-/// go on as it did. So it is the host's, and not its own cgroup's.
+/// other processes, which the kernel holds up for what they take above their cgroup's memory.high: "pressed" itself must
+/// go on as it did. So it is the host's, and not its own cgroup's. One after another, because each is held up only until
+/// it has its buffer, some three seconds.
 const SCRIPT: &str = r#"
     quirk() { LD_PRELOAD=/share/libebbtide_malloc_preload.so quirks "$@"; }
     echo 2 >/proc/sys/vm/overcommit_memory
@@ -26,7 +27,7 @@ const SCRIPT: &str = r#"
     echo "limit: $(echo 0 >$group/cgroup.procs; quirk bursts) $(grep -w oom_kill $group/memory.events)"
     quirk pressed 2>/dev/null || echo "calm: nothing"
     echo 8M >$group/memory.high
-    (echo 0 >$group/cgroup.procs; exec dd if=/dev/zero of=/dev/null bs=64M) &
+    (echo 0 >$group/cgroup.procs; while :; do dd if=/dev/zero of=/dev/null bs=64M count=1; done) 2>/dev/null &
     echo "pressure: $(quirk pressed)"
     kill $!"#;
 
