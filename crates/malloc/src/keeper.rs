@@ -13,7 +13,7 @@ use crate::pace::{self, Pace, Plan, Seen};
 use crate::pressure::Pressure;
 use crate::stats::COUNT;
 use crate::{check, kept, lua, purge, spawn, sync, sys, tls};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 /// Free resident pages at which the thread starts: 256 KiB.
 const DEBT_PAGES: u64 = 64;
@@ -212,18 +212,17 @@ impl Keeper {
 fn turn_inline() {
     static OPS: AtomicU32 = AtomicU32::new(0);
     static NEXT_MS: AtomicU64 = AtomicU64::new(0);
-    static INSIDE: AtomicBool = AtomicBool::new(false);
     if !OPS.fetch_add(1, Relaxed).is_multiple_of(OPS_PER_LOOK) || COUNT.dirty.get() + COUNT.cached.get() == 0
     {
         return;
     }
     let now = sys::now_ms();
-    if now < NEXT_MS.load(Relaxed) || INSIDE.swap(true, SeqCst) {
+    if now < NEXT_MS.load(Relaxed) {
         return;
     }
-    let mut keeper = KEEPER.lock();
+    // Held: by another thread, or further up by this one.
+    let Some(mut keeper) = KEEPER.try_lock() else { return };
     let keeper = keeper.get_or_insert_with(Keeper::new);
     keeper.turn(Some(tls::heap()));
     NEXT_MS.store(now + keeper.pace.delay(), Relaxed);
-    INSIDE.store(false, SeqCst);
 }

@@ -80,6 +80,11 @@ impl<T> Mutex<T> {
         Guard(self)
     }
 
+    /// As [`Mutex::lock`]; `None` if somebody has it.
+    pub(crate) fn try_lock(&self) -> Option<Guard<'_, T>> {
+        self.lock.try_lock().then(|| Guard(self))
+    }
+
     /// The value, for whoever has locked [`Mutex::raw`].
     ///
     /// # Safety

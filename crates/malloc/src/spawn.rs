@@ -11,7 +11,9 @@
 //! process's have changed.
 
 use crate::sys;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst,
+};
 
 /// Bytes of the stack: the deepest path needs some 6 KiB.
 const STACK: usize = 64 * 1024;
@@ -26,13 +28,17 @@ const STARTED: u32 = 2;
 static STARTS: AtomicU32 = AtomicU32::new(0);
 /// The last one is about to end, or has: it is counted among the threads a moment longer than it is alive.
 static ENDING: AtomicBool = AtomicBool::new(false);
+/// Milliseconds after which the kernel, which has refused a thread, is asked again: every debt would ask.
+const REFUSED_MS: u64 = 1000;
+/// When that is over.
+static REFUSED_UNTIL: AtomicU64 = AtomicU64::new(0);
 /// The stack, mapped once.
 static STACK_AT: AtomicUsize = AtomicUsize::new(0);
 
 /// Starts a thread that runs `entry`; false if there is none to be had, or the last one has not quite gone. Only
 /// one caller at a time.
 pub(crate) fn start(entry: extern "C" fn()) -> bool {
-    if ALIVE.load(SeqCst) != 0 {
+    if ALIVE.load(SeqCst) != 0 || sys::now_ms() < REFUSED_UNTIL.load(Relaxed) {
         return false;
     }
     let mut stack = STACK_AT.load(Relaxed);
@@ -54,6 +60,7 @@ pub(crate) fn start(entry: extern "C" fn()) -> bool {
         let _ = ALIVE.compare_exchange(1, STARTED, SeqCst, Relaxed);
     } else {
         ALIVE.store(0, SeqCst);
+        REFUSED_UNTIL.store(sys::now_ms() + REFUSED_MS, Relaxed);
     }
     started
 }

@@ -7,8 +7,10 @@
 use ebbtide_malloc::Ebbtide;
 use ebbtide_malloc::lua::{State, lua_alloc, ours};
 use std::alloc::GlobalAlloc;
+use std::collections::HashSet;
 use std::io::{BufRead, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -360,7 +362,7 @@ fn files() -> Vec<i32> {
     ours.map(|fd| fd.file_name().to_str().unwrap().parse().unwrap()).collect()
 }
 
-fn is_frames(path: &std::path::Path) -> bool {
+fn is_frames(path: &Path) -> bool {
     path.to_string_lossy().contains("memfd:ebbtide lua")
 }
 
@@ -375,6 +377,87 @@ fn a_heap_that_is_closed_leaves_no_descriptor() {
             assert_eq!(files().len(), before + 1);
         }
         assert_eq!(files().len(), before);
+    });
+}
+
+#[test]
+fn a_heap_in_which_nothing_is_meshed_has_no_descriptor() {
+    in_child(|| {
+        let before = files().len();
+        let mut model = Model::new(33);
+        for lost in [false, true, false] {
+            model.sparse(60_000, 60, &[64, 32, 104]);
+            assert!(model.mesh() > 0);
+            assert_eq!(files().len(), before + 1);
+            for fd in files().into_iter().filter(|_| lost) {
+                // SAFETY: nobody relies on the descriptor.
+                assert_eq!(unsafe { close(fd) }, 0);
+            }
+            model.free_all();
+            assert_eq!(files().len(), before);
+        }
+    });
+}
+
+/// Files of frames that some page is mapped from, by their numbers.
+fn mapped_files() -> HashSet<String> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let frames = maps.lines().filter(|line| is_frames(Path::new(line)));
+    frames.filter_map(|line| line.split_whitespace().nth(4)).map(String::from).collect()
+}
+
+#[test]
+fn files_of_before_a_fork_are_not_kept_by_single_pages() {
+    in_child(|| {
+        // Those of other tests' heaps are here, too.
+        let before = mapped_files();
+        let mut model = Model::new(34);
+        for _ in 0..4 {
+            model.sparse(60_000, 60, &[64, 32, 104]);
+            assert!(model.mesh() > 0);
+            in_child(|| model.check());
+            // What the fork has parted are pages as others, and some are filled before they can share a frame again.
+            // SAFETY: this thread alone uses the heap.
+            unsafe {
+                model.state.age();
+                model.state.mesh();
+            }
+            (0..20_000).for_each(|i| model.alloc([64, 32, 104][i % 3]));
+            model.mesh();
+            model.check();
+            let files = mapped_files();
+            assert!(files.difference(&before).count() <= 1, "{files:?} after {before:?}");
+        }
+    });
+}
+
+#[test]
+fn under_lasting_pressure_rounds_come_to_an_end() {
+    let mut model = Model::new(35);
+    (0..1_000_000).for_each(|_| model.alloc(32));
+    model.sparse(100_000, 100, &[104]);
+    // SAFETY: this thread alone uses the heap.
+    let meshed = || unsafe {
+        model.state.age();
+        model.state.mesh();
+        model.state.told().meshed.get() > 0
+    };
+    assert!((0..1000).any(|_| meshed()));
+}
+
+#[test]
+fn a_heap_of_a_thread_that_did_not_come_along_is_the_childs_once_it_goes_on_with_it() {
+    in_child(|| {
+        let mut model = Model::new(36);
+        let (ready, go) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || go.recv());
+        in_child(|| {
+            assert!(ours().all(|state| state != model.state));
+            (0..100_000).for_each(|_| model.alloc(64));
+            assert!(ours().any(|state| state == model.state));
+        });
+        drop(ready);
+        assert!(other.join().unwrap().is_err());
     });
 }
 

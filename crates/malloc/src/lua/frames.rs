@@ -42,16 +42,16 @@ pub(crate) struct Frames {
 pub(crate) struct File(i32);
 
 impl Frames {
-    /// Makes sure that there is a file.
-    pub(crate) fn open(&mut self) -> Result<(), Errno> {
+    /// The file, which is made if there is none.
+    pub(crate) fn open(&mut self) -> Result<File, Errno> {
         if self.fd == 0 {
             let fd = sys::memory_file(c"ebbtide lua")?;
+            self.identity = sys::identity(fd).inspect_err(|_| sys::close(fd))?;
             self.fd = fd as u32 + 1;
-            self.identity = sys::identity(fd)?;
             self.process = sys::process_id();
             (self.length, self.low) = (0, 0);
         }
-        self.file().map(drop)
+        self.file()
     }
 
     /// The file, if it is there as it was made.
@@ -111,8 +111,11 @@ impl Frames {
         Ok(last)
     }
 
-    /// The pages have all been parted: nobody here writes to the file any more, and it lives as long as its mappings.
+    /// No page is shared any more: nobody here writes to the file, which lives as long as its mappings.
     pub(crate) fn forget(&mut self) {
+        if self.fd == 0 {
+            return;
+        }
         if let Ok(file) = self.file() {
             sys::close(file.0);
         }

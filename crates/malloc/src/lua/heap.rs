@@ -53,7 +53,8 @@ pub struct Heap {
     /// What others may read.
     pub told: Told,
     pub(crate) notes: Notes,
-    /// Its thread did not come along when the process was forked: nobody knows what it was about.
+    /// Its thread did not come along when the process was forked: nobody knows what it was about, until somebody here
+    /// goes on with it.
     pub(crate) orphan: AtomicBool,
     pub(crate) bins: [Bin; BINS],
     /// Never 0, and no other heap's.
@@ -306,6 +307,10 @@ impl Heap {
 
     #[cold]
     fn look_at_the_clock(&mut self) {
+        // Whoever allocates from it knows.
+        if self.orphan.swap(false, Relaxed) {
+            self.begin_anew();
+        }
         if check::is_asked() {
             self.verify();
         }

@@ -63,8 +63,10 @@ pub(crate) struct Mesh {
     mappings: Mappings,
     /// Mappings that those of all heaps may be.
     most: u32,
-    /// A round is under way, and where.
+    /// A round is under way, and another is due behind it.
     running: bool,
+    again: bool,
+    /// Where it is.
     class: u8,
     page: u32,
     /// The epoch of the last round's end, and how long to wait from there.
@@ -216,10 +218,9 @@ impl Mesh {
         self.running || rested
     }
 
-    /// A new round is due.
+    /// Another round is due, at once or behind the one under way: begun anew each time, it would come to no end.
     pub(crate) fn hurry(&mut self, epoch: u16) {
-        self.running = false;
-        (self.wait, self.last) = (WAIT, epoch.wrapping_sub(WAIT));
+        (self.wait, self.last, self.again) = (WAIT, epoch.wrapping_sub(WAIT), self.running);
     }
 
     /// Whether what was touched in epoch `rested` for the last time is still to be looked at.
@@ -244,8 +245,9 @@ impl Mesh {
             };
             told.frames.sub(u64::from(left == Ok(true)));
             if shared.first == 0 {
-                // Of those that a fork has parted nobody counts the frames.
+                // Of those that a fork has parted nobody counts the frames. And no heap holds a descriptor for nothing.
                 told.frames.set(0);
+                shared.frames.forget();
             }
             left.is_ok()
         } else {
@@ -276,6 +278,29 @@ impl Mesh {
             // Another thread's: this process did not get those pages.
             shared.first = 0;
         }
+    }
+
+    /// A page that is still mapped as a fork left it is ordinary memory again: a single one would keep the whole file of
+    /// before. Not where others than the VM may be writing to it. Whether it was such a page.
+    fn own(&mut self, page: Page) -> bool {
+        let entry = page.entry();
+        if !entry.is(ALIASED) || entry.is(MESHED) {
+            return false;
+        }
+        let Some(class) = page.class_for(entry.owner.get()).map(Class::of) else { return false };
+        if !is_the_vms(page, class, entry.live(class)) {
+            return false;
+        }
+        let before = boundaries(page);
+        // No fork comes while the bytes are elsewhere.
+        let shared = self.shared.lock();
+        let done = frames::copy_out(page);
+        drop(shared);
+        if done.is_ok() {
+            entry.set(ALIASED, false);
+            self.mappings.change(boundaries(page), before);
+        }
+        true
     }
 
     /// The heap has no page any more.
@@ -341,10 +366,15 @@ impl Heap {
     fn put_off(&mut self) {
         self.mesh.wait = WAIT_MOST;
         self.end_round();
+        let mut shared = self.mesh.shared.lock();
+        if shared.first == 0 {
+            shared.frames.forget();
+        }
     }
 
     fn end_round(&mut self) {
-        (self.mesh.running, self.mesh.last) = (false, self.epoch);
+        let again = core::mem::take(&mut self.mesh.again);
+        (self.mesh.running, self.mesh.last) = (false, self.epoch.wrapping_sub(if again { WAIT } else { 0 }));
     }
 
     /// What a fork took apart are ordinary pages of their classes, to be meshed again later the more often it was so.
@@ -362,8 +392,9 @@ impl Heap {
             core::mem::take(&mut shared.first)
         };
         for page in list::each(first) {
-            self.mesh.mappings.change(2, boundaries(page));
+            let before = boundaries(page);
             page.entry().set(MESHED, false);
+            self.mesh.mappings.change(boundaries(page), before);
             if let Some(class) = page.class_for(self.id) {
                 self.list(page, class);
             }
@@ -381,12 +412,18 @@ impl Heap {
         if self.mesh.plan.ready {
             self.mesh.plan.begin(class);
         }
-        for (looked, page) in pages_in(self.id, class, self.mesh.page as usize).enumerate() {
-            if let Some(live) = self.candidate(page, class) {
-                self.mesh.plan.add(page, &live);
-            }
+        let mut work = 0;
+        for page in pages_in(self.id, class, self.mesh.page as usize) {
+            work += match self.candidate(page, class) {
+                Some(live) => {
+                    self.mesh.plan.add(page, &live);
+                    1
+                }
+                None if self.mesh.own(page) => SEARCH_PAGES / STEP_PAGES,
+                None => 1,
+            };
             self.mesh.plan.ready = self.mesh.plan.is_full();
-            if self.mesh.plan.ready || looked + 1 == SEARCH_PAGES {
+            if self.mesh.plan.ready || work >= SEARCH_PAGES {
                 self.mesh.page = page.index() as u32 + 1;
                 return;
             }
@@ -412,7 +449,9 @@ impl Heap {
 
     /// Makes the plan's next frames.
     fn carry_out(&mut self) -> Result<(), Errno> {
-        if !self.open()? {
+        // What a fork has parted since is taken over first: with others in the same list nobody could tell which are
+        // shared.
+        if self.mesh.shared.lock().parted {
             self.end_round();
             return Ok(());
         }
@@ -424,17 +463,7 @@ impl Heap {
         Ok(())
     }
 
-    /// Makes sure that there is a file; false if a fork has come since the round began. Pages that it parted are taken
-    /// over first: with others in the same list nobody could tell which are shared.
-    fn open(&mut self) -> Result<bool, Errno> {
-        let mut shared = self.mesh.shared.lock();
-        if !shared.parted {
-            shared.frames.open()?;
-        }
-        Ok(!shared.parted)
-    }
-
-    /// Makes one frame of the plan; how many pages share it.
+    /// Makes one frame of the plan; for how many pages there was work.
     fn make_frame(&mut self, planned: u16) -> Result<usize, Errno> {
         let class = self.mesh.plan.class;
         let shape = Class::of(class);
@@ -450,10 +479,10 @@ impl Heap {
                 count += 1;
             }
         }
-        if count < 2 || MAPPINGS.load(Relaxed) as usize + 2 * count > self.mesh.most as usize {
-            return Ok(0);
-        }
         let pages = || pages.iter().take(count).map(|page| Page::at(*page as usize));
+        if count < 2 || MAPPINGS.load(Relaxed) as usize + 2 * count > self.mesh.most as usize {
+            return Ok(pages().filter(|page| self.mesh.own(*page)).count());
+        }
         for page in pages() {
             for slot in slots(page.entry().live(shape)) {
                 let (at, len) = ((slot * shape.size) as usize, shape.size as usize);
@@ -481,7 +510,7 @@ impl Heap {
         if shared.parted {
             return Err(Errno(9));
         }
-        let file = shared.frames.file()?;
+        let file = shared.frames.open()?;
         let frame = shared.frames.take(file, &self.mesh.bytes)?;
         for (i, page) in pages.enumerate() {
             shared.frames.share(file, page, frame)?;

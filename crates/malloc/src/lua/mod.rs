@@ -91,7 +91,7 @@ pub(crate) fn forked() {
     }
 }
 
-/// The heaps that are not closed and whose threads did not end with a fork. Whoever reads on must know that none is
+/// The heaps that are not closed and are not orphans of a fork. Whoever reads on must know that none is
 /// closed meanwhile.
 pub fn ours() -> impl Iterator<Item = State> {
     all().filter(|state| !state.locked().orphan.load(Relaxed))
@@ -307,7 +307,7 @@ pub fn any_flow(f: impl Fn(u64, u64) -> bool) -> bool {
         return false;
     }
     let _list = LIST.lock();
-    all().any(|state| {
+    ours().any(|state| {
         let heap = state.locked();
         f(heap.told.flow.get(), heap.notes.done.load(Relaxed))
     })
