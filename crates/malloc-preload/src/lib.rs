@@ -35,6 +35,12 @@ unsafe extern "C" {
     fn __errno_location() -> *mut c_int;
 }
 
+/// Of the running thread.
+fn errno() -> c_int {
+    // SAFETY: libc's.
+    unsafe { *__errno_location() }
+}
+
 #[cold]
 fn fail(errno: c_int) -> *mut c_void {
     // SAFETY: libc's errno of the running thread.

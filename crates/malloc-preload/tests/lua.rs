@@ -202,6 +202,20 @@ fn a_signal_that_only_the_wait_lets_in_ends_it_before_all_slices_are_done() {
     assert!((1..50_000).contains(&ended) && blocked == 0, "{said}");
 }
 
+/// They are kept while all signals are blocked, and would end the wait that follows, though nobody handles them.
+#[test]
+fn signals_that_are_ignored_end_no_wait() {
+    let Some(host) = Host::build() else { return };
+    succeed(&mut host.ours(&["-w", "-r", "8", "-i", "100"], "fuzz.lua", &["7", "8000"], "0", "100"));
+}
+
+/// On x86_64; elsewhere there is epoll_pwait only.
+#[test]
+fn a_program_that_may_not_call_epoll_pwait_waits_all_the_same() {
+    let Some(host) = Host::build().filter(|_| cfg!(target_arch = "x86_64")) else { return };
+    succeed(&mut host.ours(&["-f", "-r", "2", "-i", "100"], "fuzz.lua", &["7", "8000"], "0", "100"));
+}
+
 #[test]
 fn no_finaliser_runs_beside_a_thread_that_another_has_made() {
     let Some(host) = Host::build().filter(|_| support::defines("luaL_newstate")) else { return };

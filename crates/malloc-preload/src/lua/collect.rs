@@ -29,6 +29,8 @@
 use super::api::{self, Api, L};
 use super::hook;
 use super::layout::Layout;
+use super::signals::{self, Signals};
+use crate::errno;
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use ebbtide_malloc::is_set;
@@ -51,6 +53,11 @@ const STEP_OF_FINALIZERS: c_int = 1;
 const LEAST: u64 = 512 << 10;
 
 static OFF: AtomicBool = AtomicBool::new(false);
+/// The kernel lets the program wait, but not by epoll_pwait.
+static REFUSED: AtomicBool = AtomicBool::new(false);
+/// EPERM and ENOSYS, which filters of system calls answer, and no wait.
+const REFUSALS: [c_int; 2] = [1, 38];
+
 /// Since when there has been work and no quiet moment, in milliseconds; 0 for not.
 static PENDING_MS: AtomicU64 = AtomicU64::new(0);
 
@@ -59,17 +66,6 @@ static WAITS: AtomicU64 = AtomicU64::new(0);
 
 /// Slices for cycles that are due, at most, some ten seconds: a collector that comes to no end is left alone.
 const SLICES_MOST: u32 = 20_000;
-
-/// A glibc signal set.
-pub(super) type Signals = [u64; 16];
-
-#[link(name = "c")]
-unsafe extern "C" {
-    fn pthread_sigmask(how: c_int, new: *const Signals, old: *mut Signals) -> c_int;
-    fn sigpending(set: *mut Signals) -> c_int;
-}
-
-const SIG_SETMASK: c_int = 2;
 
 /// In the constructor.
 pub(super) fn prepare() {
@@ -356,13 +352,14 @@ pub(super) fn while_waiting(
         return wait(timeout, None);
     }
     let Some(api) = hook::api() else { return wait(timeout, None) };
-    let began = lua::now_us() / 1000;
+    let began_us = lua::now_us();
     let left = |most: u64| {
-        let gone = lua::now_us() / 1000 - began;
+        let gone = (lua::now_us() - began_us) / 1000;
         let left = if timeout < 0 { u64::from(u32::MAX) } else { (timeout as u64).saturating_sub(gone) };
         left.min(most).min(c_int::MAX as u64) as c_int
     };
     let rest = |left: c_int| if timeout < 0 { -1 } else { left };
+    let began = began_us / 1000;
     let since = match PENDING_MS.load(Relaxed) {
         0 => began,
         since => since,
@@ -373,52 +370,45 @@ pub(super) fn while_waiting(
     if got != 0 || (timeout >= 0 && left(u64::MAX) == 0) {
         return got;
     }
-    if !lua::alone() {
+    if REFUSED.load(Relaxed) || !lua::alone() {
+        PENDING_MS.store(0, Relaxed);
         return wait(rest(left(u64::MAX)), None);
     }
     WAITS.fetch_add(1, Relaxed);
-    let before = block_signals();
+    let before = signals::block();
     let mask = mask.unwrap_or(before[0]);
-    let (mut done, mut patience) = (false, QUIET_MS);
+    let (mut done, mut pause, mut patience) = (false, 0, QUIET_MS);
     let got = loop {
-        let got = wait(0, Some(&before));
-        if got != 0 || (timeout >= 0 && left(u64::MAX) == 0) {
+        let last = done || signals::is_pending(mask);
+        let got = wait(if last { rest(left(u64::MAX)) } else { left(pause) }, Some(&before));
+        if last || got != 0 || (timeout >= 0 && left(u64::MAX) == 0) {
             break got;
         }
-        if done || is_signal_pending(mask) {
-            break wait(rest(left(u64::MAX)), Some(&before));
-        }
-        match slices(&api, &before) {
+        pause = match slices(&api, &before) {
             Next::More if starved => {
-                let got = wait(left(STARVED_EVERY_MS), Some(&before));
-                if got != 0 {
-                    break got;
-                }
                 starved = false;
+                STARVED_EVERY_MS
             }
-            Next::More | Next::Finalizer => {}
-            Next::In(ms) => {
-                let got = wait(left(ms), Some(&before));
-                if got != 0 {
-                    break got;
-                }
-            }
+            Next::More | Next::Finalizer => 0,
+            Next::In(ms) => ms,
             Next::Nothing => {
                 PENDING_MS.store(0, Relaxed);
                 done = true;
+                0
             }
             // One that a finaliser has made; or the purge thread, until it has said that it is that.
             Next::Company => {
-                let got = wait(left(patience), Some(&before));
-                if got != 0 {
-                    break got;
-                }
-                patience = patience.saturating_mul(2);
                 WAITS.fetch_add(1, Relaxed);
+                patience = patience.saturating_mul(2);
+                patience / 2
             }
-        }
+        };
     };
-    restore_signals(&before);
+    signals::restore(&before);
+    if got < 0 && REFUSALS.contains(&errno()) {
+        REFUSED.store(true, Relaxed);
+        return wait(rest(left(u64::MAX)), None);
+    }
     got
 }
 
@@ -433,10 +423,10 @@ fn slices(api: &Api, before: &Signals) -> Next {
         match unsafe { slice(api, heap, false) } {
             Next::More => return Next::More,
             Next::Finalizer => {
-                let blocked = restore_signals(before);
+                let blocked = signals::restore(before);
                 // SAFETY: as above.
                 let next = unsafe { slice(api, heap, true) };
-                restore_signals(&blocked);
+                signals::restore(&blocked);
                 return next;
             }
             Next::In(ms) => soonest = Some(soonest.unwrap_or(ms).min(ms)),
@@ -444,23 +434,4 @@ fn slices(api: &Api, before: &Signals) -> Next {
         }
     }
     soonest.map_or(Next::Nothing, Next::In)
-}
-
-fn block_signals() -> Signals {
-    restore_signals(&[u64::MAX; 16])
-}
-
-/// Sets which signals are blocked; which were.
-fn restore_signals(set: &Signals) -> Signals {
-    let mut old = [0; 16];
-    // SAFETY: libc reads and writes one set each.
-    unsafe { pthread_sigmask(SIG_SETMASK, set, &raw mut old) };
-    old
-}
-
-/// Whether a signal waits that this mask lets through.
-fn is_signal_pending(mask: u64) -> bool {
-    let mut set = [0; 16];
-    // SAFETY: libc writes one set.
-    unsafe { sigpending(&raw mut set) == 0 && set[0] & !mask != 0 }
 }

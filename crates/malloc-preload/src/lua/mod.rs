@@ -6,6 +6,7 @@
 //! | [`hook`] | `lua_newstate` and `luaL_newstate`, in place of LuaJIT's |
 //! | [`collect`] | runs the collector and meshing while the program waits |
 //! | [`layout`] | what of LuaJIT's structures has to be known |
+//! | [`signals`] | those that come meanwhile |
 //! | [`wait`] | `epoll_wait`, by which programs wait |
 //! | [`say`] | one line at the end, if asked |
 
@@ -14,6 +15,7 @@ mod collect;
 mod hook;
 mod layout;
 mod say;
+mod signals;
 mod wait;
 
 /// Run by the loader before `main`.

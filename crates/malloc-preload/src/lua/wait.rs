@@ -3,7 +3,8 @@
 //!
 //! What the program sees is what it asked for: the same events, the same time-out, errno of the last real call.
 
-use super::collect::{self, Signals};
+use super::collect;
+use super::signals::Signals;
 use crate::dl::real;
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::AtomicUsize;

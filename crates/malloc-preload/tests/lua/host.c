@@ -15,11 +15,15 @@
 //   -s MIB  in every second run the address space may grow by MIB only; then errors must be "not enough memory"
 //   -i MS   after each run the thread waits that long in epoll_wait, as an event loop does
 //   -p      ... in epoll_pwait, which alone lets SIGTERM in, and is to be ended by it
+//   -w      another process sends SIGWINCH, which is ignored, all the time
+//   -f      a filter of system calls lets epoll_wait through, and refuses epoll_pwait
 //   -c      after the last run each thread prints the processor time of all (seconds) and PSS (KiB) on stderr
 //
 // No header of LuaJIT is needed: its ABI is that of Lua 5.1 (lua.h, lauxlib.h, lualib.h).
 #include <errno.h>
 #include <inttypes.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
@@ -28,7 +32,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -111,6 +117,29 @@ static void block(void) {
     signal(SIGTERM, ended);
 }
 
+static void disturb(void) {
+    pid_t parent = getpid();
+    if (fork()) return;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    while (getppid() == parent) {
+        kill(parent, SIGWINCH);
+        nanosleep(&(struct timespec){0, 100000}, 0);
+    }
+    _exit(0);
+}
+
+static void filter(void) {
+    struct sock_filter refuse[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_epoll_pwait, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {4, refuse};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+        fail("seccomp", strerror(errno));
+}
+
 static void wait_idle(void) {
     int fd = epoll_create1(0), got;
     struct epoll_event event;
@@ -120,7 +149,14 @@ static void wait_idle(void) {
     if (o.pwait) {
         got = epoll_pwait(fd, &event, 1, o.idle, &none);
         if (got == 0 || errno != EINTR) fail("epoll_pwait", "was not ended by a signal");
-    } else if (epoll_wait(fd, &event, 1, o.idle) < 0) fail("epoll", strerror(errno));
+    } else {
+        struct timespec before, after;
+        clock_gettime(CLOCK_MONOTONIC, &before);
+        if (epoll_wait(fd, &event, 1, o.idle) < 0) fail("epoll", strerror(errno));
+        clock_gettime(CLOCK_MONOTONIC, &after);
+        int64_t ns = (after.tv_sec - before.tv_sec) * 1000000000LL + after.tv_nsec - before.tv_nsec;
+        if (ns < o.idle * 1000000LL) fail("epoll", "came back early");
+    }
     close(fd);
 }
 
@@ -211,7 +247,7 @@ static void *work(void *arg) {
 }
 
 int main(int argc, char **argv) {
-    for (int c; (c = getopt(argc, argv, "+t:n:k:r:oms:i:pc")) != -1;) {
+    for (int c; (c = getopt(argc, argv, "+t:n:k:r:oms:i:pwfc")) != -1;) {
         int n = optarg ? atoi(optarg) : 1;
         switch (c) {
         case 't': o.threads = n; break;
@@ -223,6 +259,8 @@ int main(int argc, char **argv) {
         case 's': o.starve = n; break;
         case 'i': o.idle = n; break;
         case 'p': o.pwait = 1; block(); break;
+        case 'w': disturb(); break;
+        case 'f': filter(); break;
         case 'c': o.cost = 1; break;
         default: return 2;
         }
