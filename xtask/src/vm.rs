@@ -24,6 +24,9 @@ use std::time::Duration;
 /// Below this qemu takes its default instead (0), or the kernel paniced for want of room for its initramfs.
 const LEAST_MEMORY: Bytes = Bytes(128 << 20);
 
+/// How long a run may take unless it is said: only one that hangs takes as long, on however busy a machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(900);
+
 /// Where the guest has the lab's leaking module.
 const LEAK_MODULE: &str = "/modules/ebbtide_leak.ko";
 
@@ -67,7 +70,7 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// A machine with 1 GiB and 2 processors, no swap, and busybox; runs are limited to 3 minutes.
+    /// A machine with 1 GiB and 2 processors, no swap, and busybox; runs are limited to [`PATIENCE`].
     pub(crate) fn new(kernel: Kernel) -> Vm {
         Vm {
             kernel,
@@ -83,7 +86,7 @@ impl Vm {
             programs: Vec::new(),
             shares: Vec::new(),
             stream: false,
-            timeout: Duration::from_secs(180),
+            timeout: PATIENCE,
         }
     }
 

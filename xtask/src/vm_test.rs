@@ -155,7 +155,11 @@ fn guest(kernel: Kernel) -> Result<Outcome> {
 fn panic(kernel: Kernel) -> Result<Outcome> {
     let result = Vm::new(kernel).run(&["sh", "-c", "echo c >/proc/sysrq-trigger"]);
     let error = result.err().map(|error| error.to_string()).unwrap_or_default();
-    ensure!(error.contains("its kernel says:") && error.contains("Kernel panic"), "said {error:?}");
+    let at_once = error.contains("stopped before its command ended");
+    ensure!(
+        at_once && error.contains("its kernel says:") && error.contains("Kernel panic"),
+        "said {error:?}"
+    );
     Ok(Outcome::Passed)
 }
 

@@ -2,7 +2,7 @@
 //! exactly, hardly anything is unaccounted for, and the right line grows by what was filled in.
 
 use super::Outcome;
-use crate::vm::Kernel;
+use crate::vm::{Kernel, PATIENCE};
 use anyhow::{Context, Result, ensure};
 use ebbtide_observe::Bytes;
 use serde_json::Value;
@@ -26,7 +26,7 @@ const STATES: [(&str, &str); 5] = [
 /// Boots a guest with `memory`, fills it with `fill` bytes in each state, and checks ebb's ledgers.
 pub(super) fn check(kernel: Kernel, memory: Bytes, fill: Bytes) -> Result<Outcome> {
     // Filling 1 GiB takes about 70 s on two idle cores, nearly all of it for dentries; this allows for load.
-    let timeout = Duration::from_secs(120 + (fill.0 >> 20) * 2 / 5);
+    let timeout = PATIENCE + Duration::from_secs((fill.0 >> 20) * 2 / 5);
     let vm = crate::vm_command::with_binaries(kernel, true)?
         .memory(memory)
         .disk(fill + Bytes(1 << 30))

@@ -10,7 +10,6 @@ use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -22,12 +21,11 @@ pub(crate) struct Args {
 const MIB: u64 = 1 << 20;
 const SWAP: Bytes = Bytes(160 * MIB);
 const GROUP: &str = "/sys/fs/cgroup/levers";
-const TIMEOUT: Duration = Duration::from_secs(420);
 
 /// Boots a guest with swap and a disk, and pulls every lever in it.
 pub(super) fn check(kernel: Kernel) -> Result<Outcome> {
     let vm = crate::vm_command::with_binaries(kernel, true)?;
-    let vm = vm.memory(Bytes(1 << 30)).swap(SWAP).disk(Bytes(256 * MIB)).timeout(TIMEOUT);
+    let vm = vm.memory(Bytes(1 << 30)).swap(SWAP).disk(Bytes(256 * MIB));
     super::guests_word(vm, &["levers"])
 }
 

@@ -7,10 +7,6 @@ use crate::vm::{Kernel, Vm};
 use crate::workspace::{cargo, run, target};
 use anyhow::{Result, ensure};
 use ebbtide_observe::Bytes;
-use std::time::Duration;
-
-/// A run takes a minute on two idle cores: the averages take half of it to sink.
-const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// One group, and what is watched in it.
 struct Case {
@@ -94,7 +90,7 @@ pub(super) fn check(kernel: Kernel) -> Result<Outcome> {
     // By another name, as busybox has a watch of its own.
     let watch = share.join("pressure-watch");
     std::fs::copy(target().join("debug/examples/watch"), &watch)?;
-    let vm = Vm::new(kernel).memory(Bytes(1 << 30)).timeout(TIMEOUT).share(&share, "/share");
+    let vm = Vm::new(kernel).memory(Bytes(1 << 30)).share(&share, "/share");
     let output = vm.program(watch.to_string_lossy()).run(&["sh", "-c", &script])?;
     let said = text(&output);
     for case in &CASES {
