@@ -57,14 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         bail!("no such case; there are: {}", names.join(", "));
     }
     for case in chosen {
-        let outcome = (case.run)().or_else(|error| match is_emulators(&error) {
-            true => {
-                println!("again:   {}: the emulated kernel met its own breakpoint", case.name);
-                (case.run)()
-            }
-            false => Err(error),
-        });
-        match outcome {
+        match (case.run)() {
             Ok(Outcome::Passed) => {
                 passed += 1;
                 println!("ok       {}", case.name);
@@ -81,13 +74,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Whether the guest's kernel ended by what only emulation does to it: where it patches its own code (static keys, as
-/// inet_ehashfn's), another emulated processor may still run the breakpoint after the patch is done, which the kernel
-/// takes for a stray one (seen on 6.12 under qemu 7.2's TCG).
-fn is_emulators(error: &anyhow::Error) -> bool {
-    format!("{error:#}").contains("Oops: int3")
 }
 
 fn cases(args: &Args) -> Vec<Case> {
