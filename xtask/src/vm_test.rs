@@ -24,7 +24,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "1G", value_parser = size)]
     memory: Bytes,
     /// How much of it those cases fill
-    #[arg(long, default_value = "256M", value_parser = size)]
+    #[arg(long, default_value = "128M", value_parser = size)]
     fill: Bytes,
     /// How many messages go through the queue server in the case "shrink"; its guest has no room for more than a million
     #[arg(long, default_value_t = shrink::MESSAGES, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

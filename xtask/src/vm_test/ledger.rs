@@ -11,7 +11,8 @@ use std::time::Duration;
 /// The most that may be unaccounted for, in percent of the total.
 const UNACCOUNTED: f64 = 2.0;
 
-/// How far a line's growth may be from what was filled in, in percent of the latter.
+/// How far a line's growth may be from what was filled in, and how much more may be unaccounted for then, in percent of
+/// what was filled in.
 const GROWTH: f64 = 5.0;
 
 /// The states that the guest fills memory to, and the line that holds it then.
@@ -61,13 +62,17 @@ fn judge(state: &Value, rest: &Value) -> Result<()> {
         return Ok(());
     };
     let growth = line(ledger, id).saturating_sub(line(rest, id));
+    let lost = unaccounted.saturating_sub(number(rest, "unaccounted_bytes")?);
     println!(
-        "         {name:<11} unaccounted {share:.2} %, filled {}, {id} grew by {}",
+        "         {name:<11} unaccounted {share:.2} %, filled {}, {id} grew by {}, the unaccounted by {}",
         Bytes(filled),
-        Bytes(growth)
+        Bytes(growth),
+        Bytes(lost)
     );
     let off = percent(growth.abs_diff(filled), filled);
     ensure!(off <= GROWTH, "{id} grew by {growth}, filled were {filled}");
+    let share = percent(lost, filled);
+    ensure!(share <= GROWTH, "{share:.2} % of what was filled in are unaccounted for");
     Ok(())
 }
 
@@ -112,6 +117,8 @@ mod tests {
         assert!(judge(&state("anon", 500, 600, 20), rest).is_ok());
         assert!(judge(&state("anon", 500, 600, 21), rest).is_err());
         assert!(judge(&state("anon", 500, 570, 20), rest).is_err());
+        assert!(judge(&state("anon", 200, 300, 20), rest).is_ok());
+        assert!(judge(&state("anon", 180, 280, 20), rest).is_err());
         let mut skewed = at_rest.clone();
         skewed["report"]["ledger"]["total_bytes"] = json!(1001);
         assert!(judge(&skewed, rest).is_err());
