@@ -17,12 +17,19 @@ pub(crate) use kernel::Kernel;
 use anyhow::{Result, ensure};
 use ebbtide_observe::Bytes;
 use initramfs::Initramfs;
+use qemu::Breakpoint;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// Below this qemu takes its default instead (0), or the kernel paniced for want of room for its initramfs.
 const LEAST_MEMORY: Bytes = Bytes(128 << 20);
+
+/// How long a run may take unless it is said: only one that hangs takes as long, on however busy a machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(900);
+
+/// How often a machine is booted that only emulation ends.
+const TRIES: u32 = 5;
 
 /// Where the guest has the lab's leaking module.
 const LEAK_MODULE: &str = "/modules/ebbtide_leak.ko";
@@ -67,7 +74,7 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// A machine with 1 GiB and 2 processors, no swap, and busybox; runs are limited to 3 minutes.
+    /// A machine with 1 GiB and 2 processors, no swap, and busybox; runs are limited to [`PATIENCE`].
     pub(crate) fn new(kernel: Kernel) -> Vm {
         Vm {
             kernel,
@@ -83,7 +90,7 @@ impl Vm {
             programs: Vec::new(),
             shares: Vec::new(),
             stream: false,
-            timeout: Duration::from_secs(180),
+            timeout: PATIENCE,
         }
     }
 
@@ -180,13 +187,22 @@ impl Vm {
     }
 
     /// Boots, runs `command` and returns how it ended. An error if the guest could not be made, paniced or
-    /// took too long; its last console lines are in the message.
+    /// took too long; its last console lines are in the message. Where only emulation ended the guest it is booted
+    /// again, which is said on standard error: standard output is the command's.
     pub(crate) fn run<S: AsRef<str>>(&self, command: &[S]) -> Result<Output> {
         ensure!(!command.is_empty(), "no command to run in the virtual machine");
         ensure!(self.memory >= LEAST_MEMORY, "Debian's kernels need {LEAST_MEMORY} of memory to boot");
         ensure!(self.cpus > 0, "a virtual machine needs a processor");
         let mark = mark()?;
         let initramfs = self.initramfs(command, &mark)?;
+        for next in 2..=TRIES {
+            match qemu::run(self, &initramfs, &mark) {
+                Err(error) if error.is::<Breakpoint>() => {
+                    eprintln!("again: the emulated kernel met its own breakpoint; try {next} of {TRIES}");
+                }
+                ended => return ended,
+            }
+        }
         qemu::run(self, &initramfs, &mark)
     }
 

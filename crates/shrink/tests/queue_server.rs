@@ -66,6 +66,20 @@ impl Server {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
+    /// KiB once all threads have come to wait: what is a thread's own comes with its first steps.
+    fn fresh(&self) -> u64 {
+        let tasks = format!("/proc/{}/task", self.child.pid());
+        let waits = |task: std::io::Result<std::fs::DirEntry>| {
+            // The name, in parentheses, may hold anything; the state comes behind it.
+            let stat = std::fs::read_to_string(task?.path().join("stat"))?;
+            Ok::<_, std::io::Error>(stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S')))
+        };
+        until("all threads wait", || {
+            std::fs::read_dir(&tasks).unwrap().all(|task| waits(task).unwrap_or(false))
+        });
+        self.rss()
+    }
+
     fn tool(&self, name: &str, args: &[&str]) -> String {
         let output = Command::new(name).args(["-p", &self.port]).args(args).output().unwrap();
         assert!(output.status.success(), "{name} {args:?}: {output:?}");
@@ -155,7 +169,7 @@ fn memory_comes_back_and_clients_do_not_notice() {
         return;
     }
     let server = Server::start(&[]);
-    let fresh = server.rss();
+    let fresh = server.fresh();
     let mut client = server.client();
     for n in 0..1000 {
         assert_eq!(client.call(&format!("LPUSH kept message-{n}")), Integer(n + 1));

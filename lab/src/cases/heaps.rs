@@ -206,7 +206,7 @@ pub(super) const CASES: &[Case] = &[
     .needs(REDIS),
     Case::process("leak/malloc", "8 MB/s of small blocks that nobody frees", is("leak"), |s| grow(s, true))
         .needs(GLIBC)
-        .watch(24),
+        .watch(36),
     Case::process("innocent/malloc-plateau", "a cache that fills up to 40 MB", NO_LEAK, |s| grow(s, false))
         .needs(GLIBC)
         .watch(24),

@@ -3,7 +3,7 @@
 //! need no paths, so a killed run leaves none; setpriv ends qemu when this process dies.
 
 use super::{Output, Vm};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use ebbtide_observe::Bytes;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -16,6 +16,24 @@ use std::time::{Duration, Instant};
 /// How many last lines an error shows, and how much of each.
 const LAST_LINES: usize = 30;
 const LAST_COLUMNS: usize = 160;
+
+/// What the kernel says of a breakpoint that it takes for a stray one; newer ones say "Oops: " before it. Only the first
+/// oops of a kernel has the number 1.
+const STRAY: &str = "int3: 0000 [#1]";
+
+/// A guest ended by what only emulation does to its kernel: where that patches its own code (static keys, as
+/// inet_ehashfn's), another emulated processor may still run the breakpoint after the patch is done, which the kernel
+/// takes for a stray one (seen on 6.12 under qemu 7.2's TCG). For people, as any other error.
+#[derive(Debug)]
+pub(super) struct Breakpoint(String);
+
+impl std::fmt::Display for Breakpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Breakpoint {}
 
 /// What the listeners tell the waiting run.
 enum Event {
@@ -60,7 +78,7 @@ pub(super) fn run(vm: &Vm, initramfs: &[u8], mark: &str) -> Result<Output> {
         stopped?;
         match ended {
             Ok(status) => Ok(Output { status, stdout, stderr, console }),
-            Err(why) => bail!("{}", epitaph(&why, &stdout, &stderr, &console)),
+            Err(why) => Err(failure(epitaph(&why, &stdout, &stderr, &console), &console)),
         }
     })
 }
@@ -125,9 +143,18 @@ fn stop(qemu: &mut Child) -> Result<()> {
     Ok(())
 }
 
+/// `epitaph` as an error, which says whether the guest's kernel ended by emulation alone.
+fn failure(epitaph: String, console: &[u8]) -> anyhow::Error {
+    match String::from_utf8_lossy(console).contains(STRAY) {
+        true => Breakpoint(epitaph).into(),
+        false => anyhow::Error::msg(epitaph),
+    }
+}
+
 /// Why a run failed, for people: what the console names as the cause, and the last lines of everything.
 fn epitaph(why: &str, stdout: &[u8], stderr: &[u8], console: &[u8]) -> String {
-    let telling = ["Kernel panic", "Out of memory: Killed", "BUG: ", "Oops"];
+    // Older kernels call only some oopses that.
+    let telling = ["Kernel panic", "Out of memory: Killed", "BUG: ", "Oops", "[#1]"];
     let mut text = why.to_owned();
     let said = String::from_utf8_lossy(console);
     if let Some(line) = said.lines().find(|line| telling.iter().any(|word| line.contains(word))) {
@@ -259,5 +286,34 @@ mod tests {
             epitaph("it stopped", b"", b"", b"[ 1] fine\r\n[ 2] Kernel panic - not syncing: x\r\n\r\n");
         assert!(text.contains("its kernel says: [ 2] Kernel panic"));
         assert!(text.ends_with("[ 2] Kernel panic - not syncing: x"));
+    }
+
+    #[test]
+    fn only_a_stray_breakpoint_is_the_emulators() {
+        let failed =
+            |console: &str| failure(epitaph("it stopped", b"", b"", console.as_bytes()), console.as_bytes());
+        for line in [
+            "[    3.1] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI",
+            "[    3.1] int3: 0000 [#1] SMP NOPTI",
+            "[    3.1] int3: 0000 [#1] PREEMPT SMP NOPTI",
+        ] {
+            let console = format!("[    2.0] fine\r\n{line}\r\n[    3.2] RIP: 0010:inet_ehashfn+0x1/0x1\r\n");
+            let error = failed(&console);
+            assert!(
+                error.is::<Breakpoint>() && error.to_string().contains(&format!("its kernel says: {line}"))
+            );
+        }
+        for line in [
+            "[    3.1] general protection fault: 0000 [#1] SMP NOPTI",
+            "[    3.1] Oops: 0002 [#1] SMP NOPTI",
+            "[    3.1] Oops: general protection fault, probably for non-canonical address 0x1: 0000 [#1] SMP",
+            "[    3.1] invalid opcode: 0000 [#1] SMP NOPTI",
+            "[    3.1] Kernel panic - not syncing: sysrq triggered crash",
+        ] {
+            let later = format!("{line}\r\n[    3.2] int3: 0000 [#2] SMP NOPTI\r\n");
+            let error = failed(&later);
+            assert!(!error.is::<Breakpoint>(), "{line}");
+            assert!(error.to_string().contains(&format!("its kernel says: {line}")), "{error}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! exactly, hardly anything is unaccounted for, and the right line grows by what was filled in.
 
 use super::Outcome;
-use crate::vm::Kernel;
+use crate::vm::{Kernel, PATIENCE};
 use anyhow::{Context, Result, ensure};
 use ebbtide_observe::Bytes;
 use serde_json::Value;
@@ -11,7 +11,8 @@ use std::time::Duration;
 /// The most that may be unaccounted for, in percent of the total.
 const UNACCOUNTED: f64 = 2.0;
 
-/// How far a line's growth may be from what was filled in, in percent of the latter.
+/// How far a line's growth may be from what was filled in, and how much more may be unaccounted for then, in percent of
+/// what was filled in.
 const GROWTH: f64 = 5.0;
 
 /// The states that the guest fills memory to, and the line that holds it then.
@@ -26,7 +27,7 @@ const STATES: [(&str, &str); 5] = [
 /// Boots a guest with `memory`, fills it with `fill` bytes in each state, and checks ebb's ledgers.
 pub(super) fn check(kernel: Kernel, memory: Bytes, fill: Bytes) -> Result<Outcome> {
     // Filling 1 GiB takes about 70 s on two idle cores, nearly all of it for dentries; this allows for load.
-    let timeout = Duration::from_secs(120 + (fill.0 >> 20) * 2 / 5);
+    let timeout = PATIENCE + Duration::from_secs((fill.0 >> 20) * 2 / 5);
     let vm = crate::vm_command::with_binaries(kernel, true)?
         .memory(memory)
         .disk(fill + Bytes(1 << 30))
@@ -61,13 +62,17 @@ fn judge(state: &Value, rest: &Value) -> Result<()> {
         return Ok(());
     };
     let growth = line(ledger, id).saturating_sub(line(rest, id));
+    let lost = unaccounted.saturating_sub(number(rest, "unaccounted_bytes")?);
     println!(
-        "         {name:<11} unaccounted {share:.2} %, filled {}, {id} grew by {}",
+        "         {name:<11} unaccounted {share:.2} %, filled {}, {id} grew by {}, the unaccounted by {}",
         Bytes(filled),
-        Bytes(growth)
+        Bytes(growth),
+        Bytes(lost)
     );
     let off = percent(growth.abs_diff(filled), filled);
     ensure!(off <= GROWTH, "{id} grew by {growth}, filled were {filled}");
+    let share = percent(lost, filled);
+    ensure!(share <= GROWTH, "{share:.2} % of what was filled in are unaccounted for");
     Ok(())
 }
 
@@ -112,6 +117,8 @@ mod tests {
         assert!(judge(&state("anon", 500, 600, 20), rest).is_ok());
         assert!(judge(&state("anon", 500, 600, 21), rest).is_err());
         assert!(judge(&state("anon", 500, 570, 20), rest).is_err());
+        assert!(judge(&state("anon", 200, 300, 20), rest).is_ok());
+        assert!(judge(&state("anon", 180, 280, 20), rest).is_err());
         let mut skewed = at_rest.clone();
         skewed["report"]["ledger"]["total_bytes"] = json!(1001);
         assert!(judge(&skewed, rest).is_err());
