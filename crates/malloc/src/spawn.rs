@@ -29,7 +29,7 @@ static STARTS: AtomicU32 = AtomicU32::new(0);
 /// The last one is about to end, or has: it is counted among the threads a moment longer than it is alive.
 static ENDING: AtomicBool = AtomicBool::new(false);
 /// Milliseconds after which the kernel, which has refused a thread, is asked again: every debt would ask.
-const REFUSED_MS: u64 = 1000;
+const REFUSED_MS: u64 = 100;
 /// When that is over.
 static REFUSED_UNTIL: AtomicU64 = AtomicU64::new(0);
 /// The stack, mapped once.
@@ -89,6 +89,7 @@ pub(crate) fn await_end(is_counted: impl Fn() -> bool) {
 
 /// In a forked child: there is no thread, and its stack is free.
 pub(crate) fn forked() {
+    REFUSED_UNTIL.store(0, Relaxed);
     ALIVE.store(0, SeqCst);
     ENDING.store(false, SeqCst);
 }

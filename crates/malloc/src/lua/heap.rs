@@ -308,7 +308,8 @@ impl Heap {
     #[cold]
     fn look_at_the_clock(&mut self) {
         // Whoever allocates from it knows.
-        if self.orphan.swap(false, Relaxed) {
+        if self.orphan.load(Relaxed) && !self.mesh.is_torn() {
+            self.orphan.store(false, Relaxed);
             self.begin_anew();
         }
         if check::is_asked() {

@@ -86,6 +86,8 @@ struct Shared {
     first: u32,
     /// They have been parted for a fork, and are ordinary pages mapped from a file.
     parted: bool,
+    /// This process did not get all pages.
+    torn: bool,
 }
 
 /// Candidates of one class and which share a frame.
@@ -276,15 +278,22 @@ impl Mesh {
         shared.frames.forget();
         if !shared.parted {
             // Another thread's: this process did not get those pages.
+            shared.torn |= shared.first != 0;
             shared.first = 0;
         }
     }
 
+    /// Whether pages stayed with the parent.
+    pub(crate) fn is_torn(&self) -> bool {
+        self.shared.lock().torn
+    }
+
     /// A page that is still mapped as a fork left it is ordinary memory again: a single one would keep the whole file of
-    /// before. Not where others than the VM may be writing to it. Whether it was such a page.
+    /// before. Not where others than the VM may be writing to it; nor where another thread may be reading, as for a moment
+    /// there are zeros. Whether it was such a page.
     fn own(&mut self, page: Page) -> bool {
         let entry = page.entry();
-        if !entry.is(ALIASED) || entry.is(MESHED) {
+        if !entry.is(ALIASED) || entry.is(MESHED) || !super::seems_alone() {
             return false;
         }
         let Some(class) = page.class_for(entry.owner.get()).map(Class::of) else { return false };
@@ -480,7 +489,8 @@ impl Heap {
             }
         }
         let pages = || pages.iter().take(count).map(|page| Page::at(*page as usize));
-        if count < 2 || MAPPINGS.load(Relaxed) as usize + 2 * count > self.mesh.most as usize {
+        let more = (2 * count as u32).saturating_sub(pages().map(boundaries).sum());
+        if count < 2 || MAPPINGS.load(Relaxed) + more > self.mesh.most {
             return Ok(pages().filter(|page| self.mesh.own(*page)).count());
         }
         for page in pages() {

@@ -313,22 +313,25 @@ pub fn any_flow(f: impl Fn(u64, u64) -> bool) -> bool {
     })
 }
 
-/// Whether the calling thread is the process's only one, but for the purge thread.
+/// Whether the calling thread is the process's only one, but for the purge thread. Where that is about to end, waits until
+/// it has.
 pub fn alone() -> bool {
-    let with_keeper = || {
-        let keeper = spawn::running();
-        let two = sys::threads() == Some(2);
-        // Only if it is there both before and after was it counted.
-        two && keeper.is_some() && spawn::running() == keeper
-    };
-    let is_counted = || sys::threads() == Some(2);
+    seems_alone() || {
+        let is_counted = || sys::threads() == Some(2);
+        if is_counted() {
+            spawn::await_end(is_counted);
+        }
+        seems_alone()
+    }
+}
+
+/// The same at once: not, where the purge thread has not quite begun or ended.
+fn seems_alone() -> bool {
+    let keeper = spawn::running();
     match sys::threads() {
         Some(1) => true,
-        Some(2) if with_keeper() => true,
-        Some(2) => {
-            spawn::await_end(is_counted);
-            sys::threads() == Some(1) || with_keeper()
-        }
+        // Only if it is there both before and after was it counted.
+        Some(2) => keeper.is_some() && spawn::running() == keeper,
         _ => false,
     }
 }
