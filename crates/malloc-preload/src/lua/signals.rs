@@ -19,6 +19,8 @@ const SIG_BLOCK: c_int = 0;
 const SIG_SETMASK: c_int = 2;
 const SIG_DFL: usize = 0;
 const SIG_IGN: usize = 1;
+/// libc's own, which it lets nobody block or ask about.
+const LIBCS: [c_int; 2] = [32, 33];
 /// SIGCHLD, SIGCONT, SIGURG and SIGWINCH: without a handler nothing happens.
 const HARMLESS: [c_int; 4] = [17, 18, 23, 28];
 
@@ -26,7 +28,8 @@ const HARMLESS: [c_int; 4] = [17, 18, 23, 28];
 /// blocked, and would end the wait that follows.
 pub(super) fn block() -> Signals {
     let mut set = [0; 16];
-    set[0] = (1..=64).filter(|signal| !is_ignored(*signal)).fold(0, |set, signal| set | 1 << (signal - 1));
+    let blocked = (1..=64).filter(|signal| !LIBCS.contains(signal) && !is_ignored(*signal));
+    set[0] = blocked.fold(0, |set, signal| set | 1 << (signal - 1));
     change(SIG_BLOCK, &set)
 }
 
