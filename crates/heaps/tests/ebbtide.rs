@@ -321,6 +321,7 @@ fn a_rust_programs_own_allocator() {
 #[test]
 fn a_busy_target_is_read_while_it_runs_and_not_harmed() {
     let target = Child::start("busy", &[]);
+    target.give_way();
     let process = Process::open(&Root::live().unwrap(), target.pid()).unwrap();
     let (mut rereads, mut unresolved, mut mapped) = (0, Bytes(0), Bytes(0));
     for _ in 0..200 {

@@ -125,6 +125,7 @@ fn returnable_pages_can_be_dropped() {
 fn a_busy_target_is_read_while_it_runs() {
     for library in libraries() {
         let mut child = start(&library);
+        child.give_way();
         child.ask("busy");
         let (mut found, mut rereads, mut unresolved, mut resident) = (0, 0, Bytes(0), Bytes(0));
         for _ in 0..20 {

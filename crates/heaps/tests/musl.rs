@@ -187,6 +187,7 @@ fn returnable_pages_can_be_dropped() {
 fn a_busy_target_is_read_while_it_runs() {
     for build in builds() {
         let mut child = build.start();
+        child.give_way();
         child.ask("busy");
         let (mut found, mut rereads, mut unresolved, mut resident) = (0, 0, Bytes(0), Bytes(0));
         for _ in 0..20 {

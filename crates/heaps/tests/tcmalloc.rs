@@ -198,6 +198,7 @@ fn no_byte_is_in_two_heaps() {
 fn a_busy_target_is_read_while_it_runs() {
     for library in libraries() {
         let Some(mut target) = Target::ready(&library, "survivors") else { return };
+        target.0.give_way();
         target.0.ask("busy");
         let process = target.process();
         let (mut found, mut rereads, mut unresolved, mut mapped) = (0, 0, Bytes(0), Bytes(0));

@@ -127,15 +127,17 @@ fn nobody_is_hurt() {
     }
     let mut command = Command::new(build("tests/programs/storm.c"));
     let mut child = Child::spawn(command.args(["3", "signals"]).env("LD_PRELOAD", library));
-    let mut made = 0;
-    for _ in 0..15 {
+    // How many are made depends on what else the machine does.
+    let (mut made, mut rounds) = (0, 0);
+    while made < 8 && rounds < 60 {
+        rounds += 1;
         let report = lasting(child.pid());
         let lever = report.levers.iter().find(|lever| lever.id == "jemalloc-lasting").unwrap();
         made += u32::from(lever.short.is_none());
         assert_eq!(child.ask("how is it?"), "0 0", "{lever:#?}");
     }
-    println!("{made} of 15");
-    assert!(made > 7, "{made}");
+    println!("{made} of {rounds}");
+    assert_eq!(made, 8, "of {rounds}");
 }
 
 #[test]

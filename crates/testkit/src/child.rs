@@ -80,6 +80,17 @@ impl Child {
         self.process.id()
     }
 
+    /// Has its threads, and those that they make, give way to whoever looks at them: on a machine with few processors
+    /// that would hardly get a turn.
+    pub fn give_way(&self) {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("a child that runs");
+        let threads = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok());
+        for thread in threads.filter_map(rustix::process::Pid::from_raw) {
+            // One that has just ended has none.
+            let _priority = rustix::process::setpriority_process(Some(thread), 19);
+        }
+    }
+
     /// What it said when it was last ready.
     pub fn said(&self) -> &str {
         &self.said

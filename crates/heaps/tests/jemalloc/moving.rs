@@ -11,6 +11,7 @@ use std::ops::Range;
 fn a_process_that_works_meanwhile() {
     for build in [Build::host(), Build::release("bullseye"), Build::release("trixie")].into_iter().flatten() {
         let mut busy = Shaped::start(&build, "busy", "");
+        busy.0.give_way();
         busy.0.ask("shape");
         let process = busy.process();
         let (rounds, mut rereads, mut unresolved, mut mapped) = (10, 0, Bytes(0), Bytes(0));

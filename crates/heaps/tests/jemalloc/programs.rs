@@ -9,11 +9,21 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
+/// Stops it where it waits for its clients, and not within jemalloc.
+fn stop(pid: Pid) {
+    let stat = format!("/proc/{0}/stat", pid.as_raw_nonzero());
+    let sleeps = || std::fs::read_to_string(&stat).unwrap().contains(") S ");
+    while !sleeps() {
+        std::thread::yield_now();
+    }
+    rustix::process::kill_process(pid, Signal::STOP).unwrap();
+    rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).unwrap();
+}
+
 /// Its jemalloc, while it is stopped.
 fn jemalloc_of(redis: &Redis) -> Heap {
     let pid = Pid::from_raw(redis.pid() as i32).unwrap();
-    rustix::process::kill_process(pid, Signal::STOP).unwrap();
-    rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).unwrap();
+    stop(pid);
     let process = Process::open(&Root::live().unwrap(), redis.pid()).unwrap();
     let live = Live::new(&process, true).unwrap();
     let heaps = jemalloc::find(&live).unwrap();
