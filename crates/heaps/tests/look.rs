@@ -69,9 +69,12 @@ fn look(child: &Child, name: &str) -> Result<Option<Bytes>, String> {
         return Err(format!("{shown:?} {:?} {:?}: {} B of {private}", look.stacks, look.code, private - sum));
     }
     assert!(look.stacks.resident > Bytes::ZERO);
-    let found = look.heaps.iter().find(|heap| heap.name.as_deref() == Some(name));
-    let found = found.ok_or_else(|| format!("{name} of {shown:?}"))?;
+    let found = named(&look, name).ok_or_else(|| format!("{name} of {shown:?}"))?;
     Ok(Some(found.figures.resident))
+}
+
+fn named<'l>(look: &'l Look, name: &str) -> Option<&'l Heap> {
+    look.heaps.iter().find(|heap| heap.name.as_deref() == Some(name))
 }
 
 /// What the programs hold, and what of it at least must be found under the right name.
@@ -138,10 +141,9 @@ fn a_jvms_heap_and_what_it_says_of_it() {
         let Some(found) = resident(&java, "JVM heap") else { return };
         assert!(found >= Bytes::from_mib(32) && found <= Bytes::from_mib(256), "{collector}: {found}");
         let process = Process::open(&Root::live().unwrap(), java.pid()).unwrap();
-        let is_heap = |heap: &Heap| heap.name.as_deref() == Some("JVM heap");
         let mut looks = (0..50).map(|_| Look::into(&process, false).unwrap());
-        let look = looks.find(|look| look.heaps.iter().any(is_heap)).unwrap();
-        let heap = look.heaps.iter().find(|heap| is_heap(heap)).unwrap();
+        let look = looks.find(|look| named(look, "JVM heap").is_some()).unwrap();
+        let heap = named(&look, "JVM heap").unwrap();
         assert!(heap.notes[0].contains(" used at its last collection of "), "{:?}", heap.notes);
         assert!(look.code.resident > Bytes::ZERO, "it compiles");
     }

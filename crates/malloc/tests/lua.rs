@@ -150,6 +150,15 @@ impl Model {
         }
     }
 
+    /// A slice of meshing, with everything cold; whether there is more to do.
+    fn mesh_some(&self) -> bool {
+        // SAFETY: this thread alone uses the heap.
+        unsafe {
+            self.state.age();
+            self.state.mesh() == Some(0)
+        }
+    }
+
     /// Whatever can be meshed is.
     fn mesh(&self) -> u64 {
         // SAFETY: this thread alone uses the heap.
@@ -335,15 +344,10 @@ fn a_fork_in_the_midst_of_a_round_takes_nothing_apart_wrongly() {
     model.sparse(300_000, 40, &[64, 32, 104, 48]);
     let mut forks = 0;
     for _ in 0..12 {
-        // SAFETY: this thread alone uses the heap.
-        let more = unsafe {
-            model.state.age();
-            model.state.mesh() == Some(0)
-        };
-        forks += u32::from(more);
+        forks += u32::from(model.mesh_some());
         in_child(|| model.check());
         // What was planned goes on, or is given up.
-        // SAFETY: as above.
+        // SAFETY: this thread alone uses the heap.
         unsafe { model.state.mesh() };
         in_child(|| model.check());
         model.write_all();
@@ -417,11 +421,7 @@ fn files_of_before_a_fork_are_not_kept_by_single_pages() {
             assert!(model.mesh() > 0);
             in_child(|| model.check());
             // What the fork has parted are pages as others, and some are filled before they can share a frame again.
-            // SAFETY: this thread alone uses the heap.
-            unsafe {
-                model.state.age();
-                model.state.mesh();
-            }
+            model.mesh_some();
             (0..20_000).for_each(|i| model.alloc([64, 32, 104][i % 3]));
             // The purge thread may just be about to begin or end, and be taken for one that could be reading.
             let gone = || {
@@ -469,11 +469,7 @@ fn another_thread_reads_what_is_there_whatever_becomes_of_its_page() {
             for _ in 0..4 {
                 assert!(model.mesh() > 0);
                 in_child(|| ());
-                // SAFETY: this thread alone uses the heap.
-                unsafe {
-                    model.state.age();
-                    model.state.mesh();
-                }
+                model.mesh_some();
                 (0..20_000).for_each(|i| model.alloc([64, 32, 104][i % 3]));
                 model.mesh();
                 model.sparse(60_000, 60, &[64, 32, 104]);
@@ -490,11 +486,11 @@ fn under_lasting_pressure_rounds_come_to_an_end() {
     let mut model = Model::new(35);
     (0..1_000_000).for_each(|_| model.alloc(32));
     model.sparse(100_000, 100, &[104]);
-    // SAFETY: this thread alone uses the heap.
-    let meshed = || unsafe {
-        model.state.age();
-        model.state.mesh();
-        model.state.told().meshed.get() > 0
+    // SAFETY: the heap is not closed.
+    let told = unsafe { model.state.told() };
+    let meshed = || {
+        model.mesh_some();
+        told.meshed.get() > 0
     };
     assert!((0..1000).any(|_| meshed()));
 }
