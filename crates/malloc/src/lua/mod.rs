@@ -316,13 +316,12 @@ pub fn any_flow(f: impl Fn(u64, u64) -> bool) -> bool {
 /// Whether the calling thread is the process's only one, but for the purge thread. Where that is about to end, waits until
 /// it has.
 pub fn alone() -> bool {
-    seems_alone() || {
-        let is_counted = || sys::threads() == Some(2);
-        if is_counted() {
+    let is_counted = || sys::threads() == Some(2);
+    seems_alone()
+        || sys::threads().is_some_and(|count| count <= 2) && {
             spawn::await_end(is_counted);
+            seems_alone()
         }
-        seems_alone()
-    }
 }
 
 /// The same at once: not, where the purge thread has not quite begun or ended.
